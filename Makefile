@@ -1,0 +1,49 @@
+# Each target sets up what it needs. `make demo` and `make test` are all a new machine has to be told.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test test-fast lint format bench ui clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt requirements-demo.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 with venv, or say PYTHON=…"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[factory,serving,openvino,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-demo.txt
+	@touch $@
+
+demo: $(READY)  ## sku_matrix.yaml -> engines, verdicts, manifest, image, a running server that answers
+	@containers/engine.sh || true
+	$(BIN)/enginery build
+	$(BIN)/enginery demo
+
+test: $(READY)  ## every test that can run on this machine
+	@containers/engine.sh || true
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-fast: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not docker'
+
+lint: $(READY)  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the CPU profiles side by side on this machine
+	$(BIN)/python benchmarks/profiles.py
+
+ui: $(READY)  ## the Dagster UI on this machine
+	$(BIN)/enginery ui
+
+clean:  ## everything that a build made, but for the virtual environment
+	rm -rf dist .store .dagster build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
