@@ -1,0 +1,197 @@
+"""The ASGI application: routes, limits while reading, deadlines, disconnects, one log line and count per request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from serving.api import errors, management
+from serving.api.embeddings import embeddings
+from serving.api.state import Call, Limits, Response, Service, State
+from serving.logs import FIELDS
+from serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# Answered in every state.
+ALWAYS: dict[str, Callable[[Call], Response]] = {
+    "/v1/health/live": management.live,
+    "/v1/health/ready": management.ready,
+    "/v1/version": management.version,
+}
+# Answered once there is a service, while draining too.
+WHEN_LOADED: dict[str, Callable[[Call, Service], Response]] = {
+    "/v1/models": management.models,
+    "/v1/metadata": management.metadata,
+    "/v1/manifest": management.manifest,
+    "/v1/license": management.license_text,
+}
+METRICS = ("/v1/metrics", "/metrics")
+EMBEDDINGS = "/v1/embeddings"
+UNKNOWN = "other"  # the route's label for every other path: labels must not come from requests
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class ClientGone(Exception):
+    """The client closed its connection; nobody reads an answer."""
+
+
+class App:
+    """Raw ASGI: the whole of a request passes through __call__."""
+
+    def __init__(self, state: State, metrics: Metrics, limits: Limits) -> None:
+        self.state, self.metrics, self.limits = state, metrics, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"{scope['type']} is not served")
+        started = time.monotonic()
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        route = _route(scope["path"])
+        self.metrics.in_flight.inc()
+        status, num_tokens = 499, 0  # as nginx counts a client that left
+        try:
+            try:
+                response = await self._answer(route, scope["method"], headers, receive)
+            except ClientGone:
+                return
+            except Exception as error:
+                problem = errors.problem(error)
+                if problem.status == 500:
+                    log.exception("request failed", extra={FIELDS: {"request_id": request_id}})
+                response = problem.response()
+            status, num_tokens = response.status, response.num_tokens
+            await _send(send, response, request_id)
+        finally:
+            self.metrics.in_flight.dec()
+            seconds = time.monotonic() - started
+            self.metrics.answered(route, status, seconds)
+            self.metrics.prompt_tokens.inc(num_tokens)
+            if route in (EMBEDDINGS, UNKNOWN):
+                fields = {
+                    "request_id": request_id,
+                    "route": route,
+                    "status": status,
+                    "duration_ms": round(seconds * 1000, 2),
+                    "prompt_tokens": num_tokens,
+                }
+                log.info("request", extra={FIELDS: fields})
+
+    async def _answer(self, route: str, method: str, headers: dict[bytes, bytes], receive: Receive) -> Response:
+        if route == UNKNOWN:
+            raise errors.not_found()
+        if route == EMBEDDINGS:
+            if method != "POST":
+                raise errors.not_allowed("POST")
+            return await self._embeddings(headers, receive)
+        if method not in ("GET", "HEAD"):
+            raise errors.not_allowed("GET, HEAD")
+        if route in METRICS:
+            return Response(body=self.metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        call = Call(body=b"", state=self.state, limits=self.limits)
+        if route in ALWAYS:
+            return ALWAYS[route](call)
+        return WHEN_LOADED[route](call, self._service(allow_draining=True))
+
+    async def _embeddings(self, headers: dict[bytes, bytes], receive: Receive) -> Response:
+        service = self._service()
+        _check_media(headers)
+        if self.state.in_flight >= self.limits.max_in_flight:
+            raise errors.busy(f"{self.state.in_flight} requests are being answered; try again", 1)
+        self.state.in_flight += 1
+        try:
+            body = await _read_body(headers, receive, self.limits)
+            call = Call(body=body, state=self.state, limits=self.limits)
+            return await _unless_gone(embeddings(call, service), receive, self.limits.request_timeout_s)
+        finally:
+            self.state.in_flight -= 1
+
+    def _service(self, *, allow_draining: bool = False) -> Service:
+        if self.state.service is None or (self.state.draining and not allow_draining):
+            raise errors.not_ready(f"not ready: {self.state.message}", draining=self.state.draining)
+        return self.state.service
+
+
+def _route(path: str) -> str:
+    known = path == EMBEDDINGS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
+    return path if known else UNKNOWN
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """The client's if it is harmless, else a new one: it goes into logs and headers."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _check_media(headers: dict[bytes, bytes]) -> None:
+    media = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+    if media != b"application/json":
+        raise errors.unsupported("the body must be JSON; send content-type: application/json")
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise errors.unsupported("the body must not be compressed; leave content-encoding out")
+
+
+async def _read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits) -> bytes:
+    """The whole body. The limit fires while reading, before more of it is held."""
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
+        raise errors.too_large(limits.max_body_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                body += message.get("body", b"")
+                if len(body) > limits.max_body_bytes:
+                    raise errors.too_large(limits.max_body_bytes)
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError as error:
+        raise errors.too_slow() from error
+
+
+async def _unless_gone(work: Awaitable[Response], receive: Receive, timeout_s: float) -> Response:
+    """Await the work; give it up at the deadline, or when the client leaves, which takes its texts from the queue."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_wait_gone(receive))
+    try:
+        done, _ = await asyncio.wait({working, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if working in done:
+            return working.result()
+        if leaving in done:
+            raise ClientGone
+        raise errors.deadline(timeout_s)
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _wait_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, response: Response, request_id: str) -> None:
+    headers = [
+        (b"content-type", response.content_type.encode()),
+        (b"content-length", str(len(response.body)).encode()),
+        (b"x-request-id", request_id.encode()),
+        *((name.encode(), value.encode()) for name, value in response.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})

@@ -1,0 +1,42 @@
+"""The whole interface between a loaded engine and everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.profile import Precision
+
+Inputs = Mapping[str, NDArray[np.int64]]  # each (B, T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How to load an engine on this machine."""
+
+    precision: Precision
+    cpu_isa: str | None = None  # the instruction set it was compiled for, as oneDNN names it: "AVX512_CORE_BF16"
+    num_threads: int = 0  # CPU threads; 0 lets the backend decide
+    device_index: int = 0  # GPU
+    cache_dir: Path | None = None  # where a backend may keep what it compiled at load; None: nowhere
+
+
+class Backend(Protocol):
+    """An engine that is loaded and can run. Thread-safe: infer may be called from one thread at a time per stream."""
+
+    name: str  # "onnxruntime"
+    input_names: tuple[str, ...]
+
+    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Run one batch: (B, T) int64 inputs -> (B, D) float32. Raises BackendError."""
+
+    def realized_precision(self) -> Mapping[str, float]:
+        """The share of matrix products that run in each number format, {"bf16": 1.0}; empty if it cannot be known."""
+
+    def close(self) -> None:
+        """Free what the engine holds. infer must not be called afterwards."""

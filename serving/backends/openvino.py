@@ -1,0 +1,123 @@
+"""Run a compiled OpenVINO blob on the CPU that it was compiled for."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.backends.base import Inputs, LoadOptions
+from serving.backends.checks import Range, check_inputs, check_output
+from serving.errors import BackendError
+from serving.profile import Precision
+
+NAME = "openvino"
+ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+
+# A blob does not remember its hint: without one, fp32 silently runs as bf16 on a CPU that has it. The int8 graph
+# carries its own int8 layers and keeps the rest in f32.
+HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
+
+_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+_PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA"})
+
+
+class OpenVino:
+    """A compiled model and its infer requests, one for each stream, lent to one thread at a time."""
+
+    name = NAME
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self.input_names = tuple(i.any_name for i in compiled.inputs)
+        self._batch, self._tokens = (_range([i.partial_shape[axis] for i in compiled.inputs]) for axis in (0, 1))
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
+            self._requests.put(compiled.create_infer_request())
+
+    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+        num_items, _ = check_inputs(inputs, self.input_names, batch=self._batch, tokens=self._tokens)
+        request = self._requests.get()
+        try:
+            request.infer(dict(inputs), share_inputs=True)
+            output = request.get_output_tensor(0).data.copy()
+        except Exception as error:
+            raise BackendError(f"OpenVINO could not run the engine: {error}") from error
+        finally:
+            self._requests.put(request)
+        return check_output(output, num_items)
+
+    def realized_precision(self) -> Mapping[str, float]:
+        counts: Counter[str] = Counter()
+        for op in self._compiled.get_runtime_model().get_ops():
+            info = op.get_rt_info()
+            if _text(info, "layerType") in _PRODUCTS:
+                precision = _text(info, "runtimePrecision")
+                counts[_PRECISIONS.get(precision, precision)] += 1
+        total = counts.total()
+        return {precision: count / total for precision, count in sorted(counts.items())}
+
+    def close(self) -> None:
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        self._compiled = None
+
+
+def load(engine: bytes, options: LoadOptions) -> OpenVino:
+    """Blob bytes -> a model ready to run. Raises BackendError."""
+    hint = HINTS.get(options.precision)
+    if hint is None:
+        runs = ", ".join(HINTS)
+        raise BackendError(f"OpenVINO runs {runs} on a CPU, not {options.precision}; choose another profile")
+    openvino = import_openvino(options.cpu_isa)
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    if options.num_threads:
+        config["INFERENCE_NUM_THREADS"] = options.num_threads
+    try:
+        compiled = openvino.Core().import_model(engine, "CPU", config)
+    except Exception as error:
+        raise BackendError(f"OpenVINO {openvino.get_version()} cannot load the engine: {error}") from error
+    if len(compiled.outputs) != 1:
+        raise BackendError(f"the engine has {len(compiled.outputs)} outputs, expected one of shape (B, D)")
+    return OpenVino(compiled)
+
+
+def import_openvino(cpu_isa: str | None = None) -> Any:
+    """Import openvino without its telemetry and its model converter, bounded to the instruction set of an engine.
+
+    OpenVINO takes an engine back only under the very instruction set that it was compiled for, also where the CPU has
+    more; oneDNN reads the bound once in a process's life.
+
+    `import openvino` loads both; no packet may leave an image, and the converter costs 0.2 s of each start. openvino
+    does without either when it cannot be imported. Raises BackendError where openvino is not installed.
+    """
+    for name in ("openvino_telemetry", "openvino.tools.ovc"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None makes the import fail
+    if cpu_isa is not None:
+        bound = os.environ.get(ISA_VARIABLE)
+        if "openvino" in sys.modules and bound != cpu_isa:
+            raise BackendError(
+                f"the engine is compiled for {cpu_isa}, and this process runs OpenVINO for {bound or 'this CPU'}"
+            )
+        os.environ[ISA_VARIABLE] = cpu_isa
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(f"OpenVINO is not installed here: {error}; install enginery[openvino]") from error
+    return openvino
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].value) if key in info else ""
+
+
+def _range(sizes: list[Any]) -> Range:
+    """What an axis may be; OpenVINO writes -1 where there is no limit."""
+    limits = [size.max_length for size in sizes if size.max_length > 0]
+    return max(1, *(size.min_length for size in sizes)), min(limits, default=None)

@@ -1,0 +1,189 @@
+"""Run a TensorRT plan on an NVIDIA GPU; TensorRT and TensorRT for RTX are two flavours of this one module."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.backends.base import Inputs, LoadOptions
+from serving.backends.checks import check_inputs, check_output
+from serving.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+
+class TensorRt:
+    """An execution context with its stream and device buffers, sized for the engine's largest shape."""
+
+    def __init__(self, name: str, trt: Any, engine: Any, options: LoadOptions, cache_file: Path | None) -> None:
+        self.name = name
+        self._trt, self._engine, self._cache_file = trt, engine, cache_file
+        self._device_index = options.device_index
+        self._cuda = _Cuda()
+        self._lock = threading.Lock()  # one context runs one batch at a time
+        inputs, outputs = _tensors(trt, engine)
+        self.input_names, (self._output_name,) = tuple(inputs), outputs
+        ranges = [engine.get_tensor_profile_shape(input_name, 0) for input_name in inputs]
+        self._min, self._max = tuple(ranges[0][0]), tuple(ranges[0][2])
+        self._output_type = np.dtype(trt.nptype(engine.get_tensor_dtype(self._output_name)))
+        self._dimension = int(engine.get_tensor_shape(self._output_name)[1])
+        self._runtime_cache: Any = None
+        self._context = self._create_context()
+        self._stream = self._cuda.check(self._cuda.api.cudaStreamCreate())
+        max_items, max_tokens = self._max
+        sizes = dict.fromkeys(inputs, max_items * max_tokens * 8)
+        sizes[self._output_name] = max_items * self._dimension * self._output_type.itemsize
+        self._buffers = {tensor: int(self._cuda.check(self._cuda.api.cudaMalloc(n))) for tensor, n in sizes.items()}
+        for tensor, address in self._buffers.items():
+            self._context.set_tensor_address(tensor, address)
+        self._kept_cache = False
+
+    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+        batch, tokens = ((self._min[axis], self._max[axis]) for axis in (0, 1))
+        num_items, _ = check_inputs(inputs, self.input_names, batch=batch, tokens=tokens)
+        api, check = self._cuda.api, self._cuda.check
+        output = np.empty((num_items, self._dimension), dtype=self._output_type)
+        with self._lock:
+            check(api.cudaSetDevice(self._device_index))  # CUDA's current device belongs to the calling thread
+            for name, array in inputs.items():
+                host = np.ascontiguousarray(array)
+                if not self._context.set_input_shape(name, host.shape):
+                    raise BackendError(f"{self.name} refused the shape {host.shape} for {name}")
+                copy = (self._buffers[name], host.ctypes.data, host.nbytes)
+                check(api.cudaMemcpyAsync(*copy, api.cudaMemcpyKind.cudaMemcpyHostToDevice, self._stream))
+            if not self._context.execute_async_v3(int(self._stream)):
+                raise BackendError(f"{self.name} could not run a batch of shape {host.shape}; its log has the cause")
+            copy = (output.ctypes.data, self._buffers[self._output_name], output.nbytes)
+            check(api.cudaMemcpyAsync(*copy, api.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._stream))
+            check(api.cudaStreamSynchronize(self._stream))
+            if not self._kept_cache:
+                self._keep_cache()
+        return check_output(output, num_items)
+
+    def realized_precision(self) -> Mapping[str, float]:
+        return {}  # plans are built without per-layer detail
+
+    def close(self) -> None:
+        with self._lock:
+            self._keep_cache()
+            self._context = self._engine = self._runtime_cache = None
+            for address in self._buffers.values():
+                self._cuda.api.cudaFree(address)
+            self._buffers = {}
+            self._cuda.api.cudaStreamDestroy(self._stream)
+
+    def _create_context(self) -> Any:
+        """TensorRT for RTX compiles its kernels at first use; with a cache file the next start need not."""
+        if self._cache_file is None:
+            context = self._engine.create_execution_context()
+        else:
+            config = self._engine.create_runtime_config()
+            self._runtime_cache = config.create_runtime_cache()
+            if self._cache_file.is_file() and not self._runtime_cache.deserialize(self._cache_file.read_bytes()):
+                log.warning("%s: made for another machine or version; compiling again", self._cache_file)
+            config.set_runtime_cache(self._runtime_cache)
+            context = self._engine.create_execution_context(config)
+        if context is None:
+            raise BackendError(f"{self.name} could not create an execution context: too little GPU memory?")
+        return context
+
+    def _keep_cache(self) -> None:
+        self._kept_cache = True
+        if self._cache_file is None or self._runtime_cache is None:
+            return
+        partial = self._cache_file.with_suffix(f".{os.getpid()}")
+        try:
+            partial.write_bytes(bytes(self._runtime_cache.serialize()))
+            partial.replace(self._cache_file)
+        except OSError as error:  # a read-only cache is legal: the next start compiles again
+            log.info("compiled kernels are not kept: %s", error)
+
+
+def load_tensorrt(engine: bytes, options: LoadOptions) -> TensorRt:
+    """Plan bytes -> a context on one GPU. Raises BackendError."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise BackendError(f"TensorRT is not installed here: {error}; use the cuda runtime image") from error
+    return _load("tensorrt", tensorrt, engine, options, None)
+
+
+def load_tensorrt_rtx(engine: bytes, options: LoadOptions) -> TensorRt:
+    """Plan bytes -> a context on one GPU, its compiled kernels kept in options.cache_dir. Raises BackendError."""
+    trt = import_tensorrt_rtx()
+    cache_file = None
+    if options.cache_dir is not None:
+        cache_file = options.cache_dir / f"{blake3.blake3(engine).hexdigest()}.{trt.__version__}.rtxcache"
+    return _load("tensorrt-rtx", trt, engine, options, cache_file)
+
+
+def import_tensorrt_rtx() -> Any:
+    """Import the bindings after the libraries that they need, which come in another package. Raises BackendError."""
+    try:
+        carrier = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
+        if carrier is None or carrier.origin is None:
+            raise ImportError("package onnxruntime-ep-nv-tensorrt-rtx-cu13, which carries its libraries, is missing")
+        folder = Path(carrier.origin).parent
+        for pattern in ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*"):
+            (library,) = sorted(folder.glob(pattern))[:1] or [folder / pattern]
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # the bindings find its symbols by name
+        import tensorrt_rtx_bindings
+    except (ImportError, OSError) as error:
+        raise BackendError(f"TensorRT for RTX is not installed here: {error}; use the rtx runtime image") from error
+    return tensorrt_rtx_bindings
+
+
+def _load(name: str, trt: Any, engine: bytes, options: LoadOptions, cache_file: Path | None) -> TensorRt:
+    cuda = _Cuda()
+    cuda.check(cuda.api.cudaSetDevice(options.device_index))  # makes the context that deserialising needs
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise BackendError(
+            f"{name} {trt.__version__} cannot load the engine: it was built for another version or GPU, or is damaged"
+        )
+    return TensorRt(name, trt, loaded, options, cache_file)
+
+
+def _tensors(trt: Any, engine: Any) -> tuple[list[str], list[str]]:
+    """Names of inputs and outputs. Raises BackendError unless they are int64 (B, T) and one float (B, D)."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+    outputs = [n for n in names if n not in inputs]
+    problems = [f"input {n} is not int64" for n in inputs if engine.get_tensor_dtype(n) != trt.DataType.INT64]
+    problems += [f"input {n} is not (B, T)" for n in inputs if len(engine.get_tensor_shape(n)) != 2]
+    if len(outputs) != 1 or len(engine.get_tensor_shape(outputs[0])) != 2:
+        problems.append(f"outputs are {outputs}, expected one of shape (B, D)")
+    elif engine.get_tensor_dtype(outputs[0]) not in (trt.DataType.FLOAT, trt.DataType.HALF):
+        problems.append(f"output {outputs[0]} is neither float32 nor float16")
+    if problems:
+        raise BackendError("; ".join(problems))
+    return inputs, outputs
+
+
+class _Cuda:
+    """The CUDA runtime, its status codes turned into BackendError."""
+
+    def __init__(self) -> None:
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise BackendError(f"cuda-bindings is not installed here: {error}") from error
+        self.api: Any = runtime
+
+    def check(self, result: tuple[Any, ...]) -> Any:
+        status, *values = result
+        if status != self.api.cudaError_t.cudaSuccess:
+            _, text = self.api.cudaGetErrorString(status)
+            raise BackendError(f"CUDA: {text.decode()} ({status.name}); is there a GPU here, and its driver?")
+        return values[0] if values else None

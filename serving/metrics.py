@@ -1,0 +1,96 @@
+"""What the server counts, by NIM's names where NIM has one. Labels come from fixed sets, never from a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_POWERS = tuple(2**n for n in range(12))
+_TOKENS = tuple(4**n for n in range(2, 9))
+
+
+class Metrics:
+    """One server's metrics in a registry of their own; also the batcher's observer."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the text and nobody reads them
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "request_count", "Requests answered.", ["route", "status"], registry=registry
+        )  # exposed as request_count_total
+        self.failures = Counter(
+            "request_failure", "Requests answered with 4xx or 5xx.", ["route", "status"], registry=registry
+        )
+        self.latency = Histogram(
+            "e2e_request_latency_seconds",
+            "From the first byte read to the last byte sent.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("inflight", "Requests being answered.", registry=registry)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of texts that were embedded.", registry=registry)
+        self.queue_depth = Gauge("queue_depth", "Texts waiting for the engine.", registry=registry)
+        self.queue_time = Histogram(
+            "queue_time_seconds", "A text's time in the queue.", buckets=_SECONDS, registry=registry
+        )
+        self.batch_size = Histogram("batch_size", "Texts of one batch.", buckets=_POWERS, registry=registry)
+        self.batch_tokens = Histogram(
+            "batch_tokens",
+            "Tokens of one batch, before padding to its longest.",
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.batch_seconds = Histogram(
+            "batch_seconds", "The engine's time for one batch.", buckets=_SECONDS, registry=registry
+        )
+        self.padding = Histogram(
+            "padding_waste_ratio",
+            "The padded share of a batch.",
+            buckets=(0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75),
+            registry=registry,
+        )
+        self.load_phase = Gauge("load_phase_seconds", "Time of each phase of the start.", ["phase"], registry=registry)
+        self.ready = Gauge("ready", "1 when the server answers requests.", registry=registry)
+        self._profile = Info("profile", "The profile that serves.", registry=registry)
+
+    def serves(self, *, row: str, profile_id: str, backend: str, precision: str) -> None:
+        """Name the profile that was chosen."""
+        self._profile.info({"row": row, "id": profile_id, "backend": backend, "precision": precision})
+        self.ready.set(1)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one answer; route is one of the application's own."""
+        self.requests.labels(route, str(status)).inc()
+        if status >= 400:
+            self.failures.labels(route, str(status)).inc()
+        self.latency.labels(route).observe(seconds)
+
+    def queued(self, num_items: int) -> None:
+        self.queue_depth.set(num_items)
+
+    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
+        self.batch_size.observe(num_items)
+        self.batch_tokens.observe(cost)
+        self.batch_seconds.observe(seconds)
+        self.padding.observe(1 - cost / padded_cost if padded_cost else 0.0)
+        for wait in waited_s:
+            self.queue_time.observe(wait)
+
+    def text(self) -> bytes:
+        """Prometheus text."""
+        return generate_latest(self.registry)

@@ -1,0 +1,260 @@
+"""The batcher: every request gets its own rows in order, whatever is batched with it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from serving.batcher import Batcher, Draining, QueueFull
+from serving.forming import MAX_PADDING, form
+
+Vectors = NDArray[np.float32]
+
+
+class Engine:
+    """Gives (item, length) for each item and remembers its batches; may be held closed."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.running = 0
+        self.most_running = 0
+
+    def run(self, batch: list[tuple[int, int]]) -> Vectors:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.batches.append(batch)
+        self.open.wait(10)
+        self.running -= 1
+        if any(number < 0 for number, _ in batch):
+            raise RuntimeError("engine broke")
+        return np.array(batch, dtype=np.float32)
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.depths: list[int] = []
+        self.ran_items = 0
+
+    def queued(self, num_items: int) -> None:
+        self.depths.append(num_items)
+
+    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
+        assert cost <= padded_cost
+        assert len(waited_s) == num_items
+        self.ran_items += num_items
+
+
+def make(
+    engine: Engine, *, max_items: int = 8, max_cost: int = 1000, max_queue: int = 1000, observer: Seen | None = None
+) -> Batcher[tuple[int, int], list[tuple[int, int]]]:
+    return Batcher(
+        prepare=list,
+        run=engine.run,
+        cost=lambda item: item[1],
+        max_batch_items=max_items,
+        max_batch_cost=max_cost,
+        max_queue_items=max_queue,
+        observer=observer,
+    )
+
+
+async def until(condition: object, timeout_s: float = 5.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "did not happen in time"
+        await asyncio.sleep(0.001)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=40), min_size=1, max_size=12),
+    st.integers(1, 9),
+    st.integers(1, 600),
+)
+def test_any_mix_of_requests_gives_each_its_own_rows_in_order(
+    requests: list[list[int]], max_items: int, max_cost: int
+) -> None:
+    engine, seen = Engine(), Seen()
+
+    async def go() -> list[Vectors]:
+        batcher = make(engine, max_items=max_items, max_cost=max_cost, max_queue=10_000, observer=seen)
+        numbered = [[(n * 1000 + i, cost) for i, cost in enumerate(costs)] for n, costs in enumerate(requests)]
+        answers = await asyncio.gather(*(batcher.submit(items) for items in numbered))
+        assert await batcher.drain(5)
+        return answers
+
+    answers = asyncio.run(go())
+    for n, (costs, answer) in enumerate(zip(requests, answers, strict=True)):
+        assert answer.tolist() == [[n * 1000 + i, cost] for i, cost in enumerate(costs)]
+    for batch in engine.batches:
+        assert len(batch) <= max_items
+        assert len(batch) == 1 or len(batch) * max(cost for _, cost in batch) <= max_cost
+    assert engine.most_running == 1
+    assert seen.ran_items == sum(map(len, requests))
+    assert seen.depths[-1] == 0
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=80), st.data())
+def test_a_formed_batch_holds_its_head_keeps_the_limits_and_pads_little(costs: list[int], data: st.DataObject) -> None:
+    head = data.draw(st.integers(0, len(costs) - 1))
+    chosen = form(costs, head=head, max_items=16, max_cost=2048)
+    assert head in chosen
+    assert len(set(chosen)) == len(chosen) <= 16
+    padded = len(chosen) * max(costs[n] for n in chosen)
+    real = sum(costs[n] for n in chosen)
+    assert len(chosen) == 1 or padded <= 2048
+    assert len(chosen) == 1 or padded <= 2048 // 16 or real >= (1 - MAX_PADDING) * padded
+
+
+async def test_what_arrives_while_the_engine_runs_shares_the_next_batch() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine)
+    first = asyncio.create_task(batcher.submit([(0, 5)]))
+    await until(lambda: engine.running)
+    others = [asyncio.create_task(batcher.submit([(n, 5)])) for n in range(1, 6)]
+    await asyncio.sleep(0.02)
+    assert len(engine.batches) == 1
+    engine.open.set()
+    await asyncio.gather(first, *others)
+    assert [len(batch) for batch in engine.batches] == [1, 5]
+    await batcher.drain(5)
+
+
+async def test_exactly_one_full_batch_is_prepared_while_the_engine_runs() -> None:
+    engine, prepared = Engine(), []
+    engine.open.clear()
+
+    def prepare(items: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        prepared.append(len(items))
+        return items
+
+    batcher = Batcher(
+        prepare=prepare, run=engine.run, cost=lambda i: i[1], max_batch_items=4, max_batch_cost=999, max_queue_items=99
+    )
+    task = asyncio.create_task(batcher.submit([(n, 5) for n in range(20)]))
+    await until(lambda: len(prepared) == 2)
+    await asyncio.sleep(0.02)
+    assert prepared == [4, 4]
+    engine.open.set()
+    await task
+    await batcher.drain(5)
+
+
+async def test_a_large_request_does_not_block_a_small_one() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=4)
+    large = asyncio.create_task(batcher.submit([(n, 5) for n in range(200)]))
+    await until(lambda: engine.running)
+    small = asyncio.create_task(batcher.submit([(999, 5)]))
+    await asyncio.sleep(0.01)
+    engine.open.set()
+    await small
+    place = next(n for n, batch in enumerate(engine.batches) if (999, 5) in batch)
+    assert place <= 4
+    await large
+    await batcher.drain(5)
+
+
+async def test_small_requests_do_not_starve_a_large_one_of_another_length() -> None:
+    engine = Engine()
+    batcher = make(engine, max_items=4, max_queue=10_000)
+    large = asyncio.create_task(batcher.submit([(n, 900) for n in range(20)]))
+    stop = False
+
+    async def flood() -> None:
+        while not stop:
+            await asyncio.gather(*(batcher.submit([(1, 3)]) for _ in range(8)))
+
+    floods = [asyncio.create_task(flood()) for _ in range(4)]
+    await asyncio.wait_for(large, 10)
+    stop = True
+    await asyncio.gather(*floods)
+    await batcher.drain(5)
+
+
+async def test_a_full_queue_turns_the_request_away() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=1, max_queue=3)
+    tasks = [asyncio.create_task(batcher.submit([(n, 5)])) for n in range(2)]  # one runs, one is prepared
+    await until(lambda: engine.running and not batcher._num_queued)
+    tasks.append(asyncio.create_task(batcher.submit([(n, 5) for n in range(3)])))
+    await asyncio.sleep(0.01)
+    with pytest.raises(QueueFull, match="at most 3 may; try again in 1 s"):
+        await batcher.submit([(9, 5)])
+    with pytest.raises(QueueFull):
+        batcher.refuse_if_full(1)
+    engine.open.set()
+    await asyncio.gather(*tasks)
+    await batcher.submit([(9, 5)])
+    await batcher.drain(5)
+
+
+async def test_a_request_larger_than_the_queue_is_served_when_nothing_waits() -> None:
+    batcher = make(Engine(), max_queue=3)
+    assert (await batcher.submit([(n, 5) for n in range(10)])).shape == (10, 2)
+    await batcher.drain(5)
+
+
+async def test_a_cancelled_request_costs_the_engine_nothing() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=4)
+    first = asyncio.create_task(batcher.submit([(0, 5)]))
+    await until(lambda: engine.running)
+    second = asyncio.create_task(batcher.submit([(1, 5), (2, 5)]))
+    await asyncio.sleep(0.01)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    engine.open.set()
+    await first
+    assert await batcher.drain(5)
+    assert engine.batches == [[(0, 5)]]
+
+
+async def test_a_failing_batch_fails_its_requests_and_no_later_one() -> None:
+    engine = Engine()
+    batcher = make(engine)
+    with pytest.raises(RuntimeError, match="engine broke"):
+        await batcher.submit([(-1, 5)] + [(n, 5) for n in range(100)])
+    assert (await batcher.submit([(7, 5)])).tolist() == [[7, 5]]
+    assert await batcher.drain(5)
+
+
+async def test_draining_finishes_what_was_taken_and_refuses_more() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=2)
+    task = asyncio.create_task(batcher.submit([(n, 5) for n in range(10)]))
+    await until(lambda: engine.running)
+    drain = asyncio.create_task(batcher.drain(5))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Draining):
+        await batcher.submit([(1, 1)])
+    engine.open.set()
+    assert (await task).shape == (10, 2)
+    assert await drain
+
+
+async def test_a_drain_deadline_fails_what_is_still_waiting() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=2)
+    task = asyncio.create_task(batcher.submit([(n, 5) for n in range(10)]))
+    await until(lambda: engine.running)
+    assert not await batcher.drain(0.05)
+    with pytest.raises(Draining):
+        await task
+    engine.open.set()

@@ -1,0 +1,270 @@
+"""The start: the best profile that is whole and proved serves, the others say why not; signals end it cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from serving import boot, hardware, manifest
+from serving.api.state import Service
+from serving.errors import BackendError, CacheError, NoProfile, ProofFailed, ServingError
+from serving.metrics import Metrics
+from serving.profile import Profile
+from serving.settings import Settings
+from tests.serving.conftest import FIRST, GENERIC, OPENVINO, SECOND, Tiny, add_profile, write_manifest
+
+MACHINE = hardware.detect(cpu_only=True)
+
+
+def settings(root: Path, wanted: str | None = None) -> Settings:
+    return Settings(
+        root=root,
+        manifest_path=root / "etc" / "default" / "model_manifest.yaml",
+        cache_path=root / "cache",
+        wanted_profile=wanted,
+        cpu_only=True,
+        num_threads=1,
+    )
+
+
+def start(root: Path, wanted: str | None = None) -> Service:
+    return boot.start(settings(root, wanted), Metrics(), lambda message: None, MACHINE)
+
+
+def profile(root: Path, row: str) -> Profile:
+    found = manifest.read(root / "etc" / "default" / "model_manifest.yaml")
+    return next(profile for profile in found.profiles if profile.name == row)
+
+
+def blob(root: Path, row: str, file: str) -> Path:
+    return root / profile(root, row).file(file).uri
+
+
+def test_the_best_profile_serves_and_its_choice_is_told_in_nims_words(
+    root: Path, tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    phases: list[str] = []
+    metrics = Metrics()
+    with caplog.at_level(logging.INFO):
+        service = boot.start(settings(root), metrics, phases.append, MACHINE)
+    assert service.profile.name == FIRST
+    assert service.names == ("tiny",)
+    for words in ("Detected 2 compatible profile(s).", f"Selected profile: {service.profile.id} ({FIRST})"):
+        assert words in caplog.text
+    assert "Profile metadata: backend: openvino" in caplog.text
+    assert phases == [f"loading: {name}" for name in ("manifest", "hardware", "fetch", "load", "prove", "warm-up")]
+    text = metrics.text().decode()
+    assert f'row="{FIRST}"' in text
+    assert 'load_phase_seconds{phase="prove"}' in text
+
+    async def embed() -> object:
+        items = await service.encoders.encode(tiny.golden.texts[:3], "NONE", None)
+        return await service.batcher.submit(items)
+
+    assert np.allclose(asyncio.run(embed()), tiny.golden.vectors[:3], atol=1e-5)  # type: ignore[arg-type]
+
+
+def flip_a_byte(root: Path, other: Tiny) -> None:
+    path = blob(root, FIRST, "engine.blob")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def drop_a_file(root: Path, other: Tiny) -> None:
+    blob(root, FIRST, "engine.blob").unlink()
+
+
+def swap_engines(root: Path, other: Tiny) -> None:
+    """Another model's engine, correctly listed and hashed: only the proof can see it."""
+    files = {
+        file.path: (root / file.uri).read_bytes() for file in profile(root, FIRST).files if file.path != "engine.blob"
+    }
+    swapped = add_profile(root, FIRST, OPENVINO, files | {"engine.blob": other.blob})
+    write_manifest(root, [swapped, profile(root, SECOND)])
+
+
+def spoil_the_task_file(root: Path, other: Tiny) -> None:
+    files = {file.path: (root / file.uri).read_bytes() for file in profile(root, FIRST).files}
+    spoiled = add_profile(root, FIRST, OPENVINO, files | {"task.json": b'{"task": "rerank"}'})
+    write_manifest(root, [spoiled, profile(root, SECOND)])
+
+
+def truncate_the_engine(root: Path, other: Tiny) -> None:
+    """Shorter, but listed so: the digest cannot see it, the backend must."""
+    files = {file.path: (root / file.uri).read_bytes() for file in profile(root, FIRST).files}
+    cut = add_profile(root, FIRST, OPENVINO, files | {"engine.blob": files["engine.blob"][:200]})
+    write_manifest(root, [cut, profile(root, SECOND)])
+
+
+def list_no_tokenizer(root: Path, other: Tiny) -> None:
+    files = {file.path: (root / file.uri).read_bytes() for file in profile(root, FIRST).files}
+    del files["tokenizer.json"]
+    write_manifest(root, [add_profile(root, FIRST, OPENVINO, files), profile(root, SECOND)])
+
+
+DAMAGE: list[tuple[Callable[[Path, Tiny], None], type[ServingError], str]] = [
+    (flip_a_byte, CacheError, "hashes to blake3:"),
+    (drop_a_file, CacheError, "is missing"),
+    (swap_engines, ProofFailed, "lowest cosine"),
+    (spoil_the_task_file, BackendError, "ValidationError"),
+    (truncate_the_engine, BackendError, "cannot load the engine"),
+    (list_no_tokenizer, BackendError, "it lacks tokenizer.json"),
+]
+
+
+@pytest.mark.parametrize(("damage", "error", "words"), DAMAGE)
+def test_a_damaged_profile_is_refused_with_its_reason_and_the_next_serves(
+    root: Path,
+    other: Tiny,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path, Tiny], None],
+    error: type[ServingError],
+    words: str,
+) -> None:
+    damage(root, other)
+    with caplog.at_level(logging.INFO):
+        service = start(root)
+    assert service.profile.name == SECOND
+    assert f"({FIRST}) failed, trying the next" in caplog.text
+    assert words in caplog.text
+    assert caplog.text.count("Selected profile:") == 2
+
+
+@pytest.mark.parametrize(("damage", "error", "words"), DAMAGE)
+def test_a_profile_that_was_named_has_no_fallback(
+    root: Path, other: Tiny, damage: Callable[[Path, Tiny], None], error: type[ServingError], words: str
+) -> None:
+    damage(root, other)
+    with pytest.raises(error, match=words):
+        start(root, wanted=FIRST)
+
+
+def test_bytes_that_do_not_hash_right_never_reach_a_backend(
+    root: Path, other: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip_a_byte(root, other)
+    seen: list[str] = []
+    real = boot.backends.load
+    monkeypatch.setattr(boot.backends, "load", lambda name, *rest: seen.append(name) or real(name, *rest))
+    start(root)
+    assert seen == ["onnxruntime"]
+
+
+def test_when_every_profile_fails_each_reason_is_listed(root: Path, other: Tiny) -> None:
+    flip_a_byte(root, other)
+    blob(root, SECOND, "engine.onnx").unlink()
+    with pytest.raises(NoProfile) as caught:
+        start(root)
+    assert len(caught.value.problems) == 2
+    assert "hashes to" in str(caught.value)
+    assert "is missing" in str(caught.value)
+
+
+def test_texts_longer_than_the_engine_takes_are_refused_at_the_start(root: Path, tiny: Tiny) -> None:
+    files = {file.path: (root / file.uri).read_bytes() for file in profile(root, SECOND).files}
+    files["task.json"] = files["task.json"].replace(b'"max_tokens":32', b'"max_tokens":64')
+    write_manifest(root, [add_profile(root, SECOND, GENERIC, files)])
+    with pytest.raises(NoProfile, match="may have 64 tokens, the engine takes 32"):
+        start(root)
+
+
+def test_served_names_come_from_the_settings_when_given(root: Path) -> None:
+    named = replace(settings(root), served_model_names=("org/tiny", "tiny"))
+    assert boot.start(named, Metrics(), lambda message: None, MACHINE).names == ("org/tiny", "tiny")
+
+
+@contextmanager
+def process(root: Path, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    named = {
+        "ENGINERY_ROOT": str(root),
+        "NIM_CACHE_PATH": str(root / "cache"),
+        "NIM_HTTP_API_PORT": str(port),
+        "NIM_CPU_ONLY": "1",
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NIM_", "ENGINERY_"))}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "serving"],
+        env=kept | named | environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        yield child, f"http://127.0.0.1:{port}"
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def wait_for(url: str, status: int, child: subprocess.Popen[str], timeout_s: float = 60) -> httpx.Response:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and child.poll() is None:
+        try:
+            response = httpx.get(url, timeout=5)
+            if response.status_code == status:
+                return response
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    child.kill()
+    raise AssertionError(f"{url} never gave {status}:\n{child.communicate()[0]}")
+
+
+def test_a_process_answers_probes_while_it_loads_serves_and_drains_on_sigterm(root: Path, tiny: Tiny) -> None:
+    with process(root, NIM_JSONL_LOGGING="1") as (child, url):
+        wait_for(f"{url}/v1/health/live", 200, child)
+        wait_for(f"{url}/v1/health/ready", 200, child)
+        body = {"model": "tiny", "input": list(tiny.golden.texts[:4])}
+        data = httpx.post(f"{url}/v1/embeddings", json=body).json()["data"]
+        assert np.allclose([item["embedding"] for item in data], tiny.golden.vectors[:4], atol=1e-5)
+        child.send_signal(signal.SIGTERM)
+        output, _ = child.communicate(timeout=10)
+        assert child.returncode == 0
+        assert '"message": "request"' in output
+        assert all(line.startswith("{") for line in output.splitlines())
+
+
+def test_a_signal_while_loading_ends_the_process_at_once(root: Path) -> None:
+    with process(root) as (child, url):
+        wait_for(f"{url}/v1/health/live", 200, child)
+        started = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=20)
+        assert child.returncode == 0
+        assert time.monotonic() - started < 10  # two seconds on a machine that is not shared
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "words"),
+    [
+        ({"NIM_MODEL_PROFILE": "tiny__h100__fp8__tp1"}, 22, "No matching profile_id or profile description"),
+        ({"NIM_MANIFEST_PATH": "/nowhere/manifest.yaml"}, 20, "cannot be read"),
+        ({"NIM_SERVER_PORT": "http"}, 2, "NIM_SERVER_PORT"),
+    ],
+)
+def test_a_start_that_cannot_work_exits_with_the_errors_code_and_words(
+    root: Path, environ: dict[str, str], code: int, words: str
+) -> None:
+    with process(root, **environ) as (child, _):
+        output, _ = child.communicate(timeout=60)
+        assert child.returncode == code, output
+        assert words in output
