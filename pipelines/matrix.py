@@ -1,0 +1,224 @@
+"""Read sku_matrix.yaml into rows: the values, the default gates, and the only way in (`load`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import MatrixError
+from serving.profile import Precision, ShapeRange
+
+SCHEMA_PATH = Path(__file__).with_name("sku_matrix.schema.json")
+
+
+# The feature that makes a CPU SKU, and oneDNN's name for the instruction set that has it. The best one first.
+CPU_ISA = {"amx_bf16": "AVX512_CORE_AMX", "avx512_bf16": "AVX512_CORE_BF16", "avx2": "AVX2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sku:
+    """A hardware kind as sold."""
+
+    name: str  # "l40s"
+    kind: str  # "gpu" or "cpu"
+    compiler: str  # "tensorrt-rtx", "tensorrt", "openvino" or "onnx"
+    precisions: tuple[Precision, ...]
+    compute_capability: str | None  # "8.9"; None for a CPU
+    pci_ids: tuple[str, ...]  # ("26b9",); empty for a CPU
+    product: str | None  # "l40s": part of the lower-cased node label nvidia.com/gpu.product
+    memory_gib: float | None  # per GPU, as sold
+    gpus_per_node: int  # 0 for a CPU
+    cpu_arch: str | None  # "x86_64"; None for a GPU
+    cpu_features: tuple[str, ...]  # as Linux names them: ("avx512_bf16",)
+
+    @property
+    def cpu_isa(self) -> str | None:
+        """The instruction set that its CPU features mean, as oneDNN names it; None for a GPU or any CPU."""
+        return next((isa for feature, isa in CPU_ISA.items() if feature in self.cpu_features), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the quantizer sees: never a golden text."""
+
+    num_texts: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """How many texts the fp32 reference answers for the gate."""
+
+    num_texts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What to build engines of."""
+
+    name: str  # "all-minilm-l6-v2"
+    task: str  # "embed"
+    source: str  # as written: "package://…", "hf://org/name@revision" or a folder relative to the matrix
+    release: str  # "0.1.0"
+    served_name: str  # the `model` that a request names
+    max_tokens: int | None  # special tokens included; None: what the model says of itself
+    shapes: ShapeRange
+    calibration: Calibration
+    golden: Golden
+    retrieval: str  # "stdlib-docstrings" or "beir:FOLDER"
+    runtimes: tuple[str, ...]  # ("rtx", "cpu"): the first makes the image without a suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A cell of the matrix: what to build."""
+
+    model: Model
+    sku: Sku
+    precision: Precision
+    tp: int
+
+    @property
+    def name(self) -> str:
+        """The one spelling of this row, everywhere: "all-minilm-l6-v2__l40s__fp8__tp1"."""
+        return f"{self.model.name}__{self.sku.name}__{self.precision.value}__tp{self.tp}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What an engine of a task and precision must reach. None: measured where possible, not judged."""
+
+    min_cosine_mean: float | None = None  # vectors against the fp32 reference
+    min_cosine_p1: float | None = None  # the worst percent of texts
+    min_cosine_min: float | None = None  # the worst text
+    max_ndcg_drop: float | None = None  # nDCG@10 of the reference minus the engine's; one-sided
+    min_batch_invariance: float | None = None  # cosine of a text alone and in a full batch
+    min_realized_precision: float | None = None  # share of matrix multiplications that run in the precision
+    min_speed_ratio: float | None = None  # throughput over the rung above
+    max_latency_ratio: float | None = None  # batch-1 latency over the rung above
+    proof_min_cosine: float  # the worst golden text at boot
+
+
+_P = Precision
+_SIXTEEN_BIT = Thresholds(
+    min_cosine_p1=0.9995,
+    min_cosine_min=0.999,
+    max_ndcg_drop=1e-3,
+    min_batch_invariance=0.9999,
+    min_realized_precision=0.9,
+    min_speed_ratio=1.3,
+    max_latency_ratio=1.05,
+    proof_min_cosine=0.999,
+)
+# Anchored on what peers hold themselves to; docs/matrix.md gives the source of each figure.
+DEFAULT_GATES: Mapping[str, Mapping[Precision, Thresholds]] = {
+    "embed": {
+        _P.FP32: Thresholds(  # the reference's own precision: no rung above, nothing to realise
+            min_cosine_mean=0.9999,
+            min_cosine_p1=0.9999,
+            min_cosine_min=0.9999,
+            max_ndcg_drop=1e-3,
+            min_batch_invariance=0.9999,
+            proof_min_cosine=0.999,
+        ),
+        _P.FP16: _SIXTEEN_BIT,
+        _P.BF16: _SIXTEEN_BIT,
+        _P.FP8: Thresholds(
+            min_cosine_mean=0.995,
+            min_cosine_p1=0.98,
+            max_ndcg_drop=5e-3,
+            min_batch_invariance=0.999,
+            min_realized_precision=0.7,
+            min_speed_ratio=1.1,
+            max_latency_ratio=1.05,
+            proof_min_cosine=0.98,
+        ),
+        _P.INT8: Thresholds(
+            min_cosine_mean=0.99,
+            max_ndcg_drop=1e-2,
+            min_batch_invariance=0.998,
+            min_realized_precision=0.7,
+            min_speed_ratio=1.1,
+            max_latency_ratio=1.05,
+            proof_min_cosine=0.97,
+        ),
+    }
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """The whole file, checked: every row in it can exist somewhere."""
+
+    source: Path
+    models: Mapping[str, Model]  # in the file's order
+    skus: Mapping[str, Sku]  # in the file's order
+    rows: tuple[Row, ...]  # by model, SKU (both in the file's order), precision, tp
+    gates: Mapping[str, Mapping[Precision, Thresholds]]  # complete: defaults under what the file says
+
+    def folder(self, reference: str) -> Path:
+        """A path the file gives (a source, a retrieval set), from the file's own folder."""
+        return self.source.parent / reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What a building machine has: everything that `refusal_here` may ask about."""
+
+    cpu_arch: str  # "x86_64"
+    cpu_features: frozenset[str]  # flags as Linux names them
+    compilers: frozenset[str]  # importable here: {"tensorrt-rtx", "openvino", "onnx"}
+    gpu_pci_ids: tuple[str, ...] = ()  # one per GPU: ("2330", "2330")
+
+
+def load(path: Path) -> Matrix:
+    """Read and check the file. Raises MatrixError with every problem, its place and its remedy."""
+    # Here, not above: pydantic takes 0.3 s, which a stage that only needs the values should not pay.
+    from pipelines import matrix_check, matrix_file, matrix_yaml
+
+    problems = matrix_yaml.Problems()
+    try:
+        parts = matrix_file.read(matrix_yaml.read(path, problems), problems)
+    except matrix_yaml.Unreadable as error:
+        raise MatrixError(str(path), [str(error)]) from None
+    models = matrix_check.models(parts, path.parent, problems)
+    skus = matrix_check.skus(parts, problems)
+    rows = matrix_check.rows(parts, models, skus, problems)
+    if problems:
+        raise MatrixError(str(path), problems.lines())
+    return Matrix(source=path, models=models, skus=skus, rows=rows, gates=matrix_file.gates(parts, DEFAULT_GATES))
+
+
+def refusal_here(row: Row, worker: Worker) -> str | None:
+    """Why this machine cannot build the row; None when it can."""
+    sku = row.sku
+    if sku.compiler == "tensorrt":  # tunes on the GPU itself, so it needs the very SKU
+        num_gpus = sum(pci_id in sku.pci_ids for pci_id in worker.gpu_pci_ids)
+        if num_gpus < row.tp:
+            count = f" ({row.tp} GPUs, {num_gpus} here)" if row.tp > 1 else ""
+            return f"needs a worker with {sku.name}{count}"
+    if sku.compiler == "openvino":  # compiles for the instructions it can execute, or fewer
+        if sku.cpu_arch != worker.cpu_arch:
+            return f"needs a worker with {sku.name} (a CPU of {sku.cpu_arch}, this one is {worker.cpu_arch})"
+        lacking = [feature for feature in sku.cpu_features if feature not in worker.cpu_features]
+        if lacking:
+            return f"needs a worker with {sku.name} (this CPU lacks {', '.join(lacking)})"
+    if sku.compiler not in worker.compilers:
+        return f"needs the compiler {sku.compiler}, which cannot be imported here; install enginery[{_extra(sku)}]"
+    return None
+
+
+def _extra(sku: Sku) -> str:
+    return "factory" if sku.compiler == "onnx" else sku.compiler
+
+
+def json_schema() -> str:
+    """The file's form for editors: what `pipelines/sku_matrix.schema.json` must hold."""
+    from pipelines import matrix_file
+
+    return matrix_file.json_schema()
+
+
+if __name__ == "__main__":
+    SCHEMA_PATH.write_text(json_schema())

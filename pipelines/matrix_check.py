@@ -1,0 +1,286 @@
+"""What sku_matrix.yaml may say beyond its form: which hardware can do what, and which rows a build selects."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pipelines.matrix import Calibration, Golden, Model, Row, Sku
+from pipelines.matrix_file import BuildForm, ExcludeForm, ModelForm, Parts, SkuForm
+from pipelines.matrix_words import join, nearest
+from pipelines.matrix_yaml import Place, Problems
+from serving.profile import Precision, ShapeRange
+
+# What the ahead-of-time builder can target without the GPU: trt.ComputeCapability of TensorRT for RTX 1.7.
+RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+# Tensor cores that multiply in the precision: bf16 came with Ampere, fp8 with Ada.
+MIN_COMPUTE_CAPABILITY = {Precision.BF16: "8.0", Precision.FP8: "8.9"}
+# CPU instructions that multiply in the precision; one of them is enough.
+CPU_NEEDS = {Precision.BF16: ("avx512_bf16", "amx_bf16"), Precision.FP16: ("avx512_fp16", "amx_fp16")}
+GPU_COMPILERS = ("tensorrt-rtx", "tensorrt")
+CPU_COMPILERS = ("openvino", "onnx")
+_MOVING_REVISIONS = {"main", "master", "HEAD", "latest"}
+
+Key = tuple[str, str, Precision, int]  # model, SKU, precision, tp
+
+
+def models(parts: Parts, folder: Path, problems: Problems) -> dict[str, Model]:
+    """Every model whose form is right; relative paths are looked up from `folder`."""
+    return {name: _model(name, form, folder, problems) for name, form in parts.models.items()}
+
+
+def _model(name: str, form: ModelForm, folder: Path, problems: Problems) -> Model:
+    here: Place = ("models", name)
+    refusal = source_refusal(form.source, folder)
+    if refusal:
+        problems.add((*here, "source"), refusal)
+    kind, _, path = form.retrieval.partition(":")
+    if kind == "beir" and not (folder / path).is_dir():
+        problems.add((*here, "retrieval"), f"there is no folder '{path}' beside this file; name a BEIR folder")
+    if repeated := _repeated(form.runtimes):
+        problems.add((*here, "runtimes"), f"{repeated} is listed twice; keep one")
+    shapes = form.shapes
+    for axis, word in enumerate(("batch", "tokens")):
+        low, tuned, high = shapes.min[axis], shapes.opt[axis], shapes.max[axis]
+        if not low <= tuned <= high:
+            problems.add((*here, "shapes"), f"{word}: min {low}, opt {tuned}, max {high} must not decrease")
+    if form.max_tokens is not None and shapes.max[1] > form.max_tokens:
+        problems.add(
+            (*here, "shapes", "max"),
+            f"{shapes.max[1]} tokens is more than the model's max_tokens, {form.max_tokens}; lower it",
+        )
+    return Model(
+        name=name,
+        task=form.task,
+        source=form.source,
+        release=form.release,
+        served_name=form.served_name or name,
+        max_tokens=form.max_tokens,
+        shapes=ShapeRange(min=_pair(shapes.min), opt=_pair(shapes.opt), max=_pair(shapes.max)),
+        calibration=Calibration(num_texts=form.calibration.num_texts, max_tokens=form.calibration.max_tokens),
+        golden=Golden(num_texts=form.golden.num_texts),
+        retrieval=form.retrieval,
+        runtimes=tuple(form.runtimes),
+    )
+
+
+def source_refusal(source: str, folder: Path) -> str | None:
+    """Why no model can be read from this source; None when nothing speaks against it before it is fetched."""
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        if (folder / source).is_dir():
+            return None
+        return f"there is no folder '{source}' beside this file; give a folder, package://… or hf://org/name@revision"
+    if scheme == "package":
+        good = re.fullmatch(r"[A-Za-z_]\w*(/[\w-][\w.-]*)*", rest, re.ASCII)
+        return None if good else f"{source!r} is not package://module/folder, such as package://my_model/model"
+    if scheme != "hf":
+        return f"the scheme '{scheme}://' is not known; use package://…, hf://org/name@revision or a folder"
+    name, _, revision = rest.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        return f"{source!r} is not hf://org/name@revision; give the organisation and the name"
+    if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
+        return f"{source!r} names no revision; pin a revision, as in hf://{name}@<commit or tag>"
+    if revision in _MOVING_REVISIONS:
+        return f"the revision '{revision}' moves; pin a revision that does not, a commit or a tag"
+    return None
+
+
+def skus(parts: Parts, problems: Problems) -> dict[str, Sku]:
+    """Every SKU that is clearly a GPU or a CPU."""
+    found = {}
+    for name, form in parts.skus.items():
+        here: Place = ("skus", name)
+        if form.compute_capability is not None and form.cpu_arch is not None:
+            problems.add(here, "has a compute_capability (a GPU's) and a cpu_arch (a CPU's); keep one of them")
+        elif form.compute_capability is None and form.cpu_arch is None:
+            problems.add(here, "is neither a GPU nor a CPU; give compute_capability or cpu_arch")
+        else:
+            found[name] = _sku(name, form, problems)
+    return found
+
+
+def _sku(name: str, form: SkuForm, problems: Problems) -> Sku:
+    here: Place = ("skus", name)
+    is_gpu = form.compute_capability is not None
+    sku = Sku(
+        name=name,
+        kind="gpu" if is_gpu else "cpu",
+        compiler=form.compiler,
+        precisions=tuple(form.precisions),
+        compute_capability=form.compute_capability,
+        pci_ids=tuple(form.pci_ids or ()),
+        product=form.product,
+        memory_gib=form.memory_gib,
+        gpus_per_node=(form.gpus_per_node or 1) if is_gpu else 0,
+        cpu_arch=form.cpu_arch,
+        cpu_features=tuple(form.cpu_features or ()),
+    )
+    needed = ("pci_ids", "product", "memory_gib") if is_gpu else ()
+    for key in needed:
+        if getattr(form, key) is None:
+            problems.add(here, f"'{key}' is missing; a GPU needs it")
+    foreign = ("cpu_features",) if is_gpu else ("pci_ids", "product", "memory_gib", "gpus_per_node")
+    for key in foreign:
+        if getattr(form, key) is not None:
+            problems.add((*here, key), f"is for a {'CPU' if is_gpu else 'GPU'}; remove it")
+    if repeated := _repeated(form.precisions):
+        problems.add((*here, "precisions"), f"{repeated} is listed twice; keep one")
+    if form.compiler not in (GPU_COMPILERS if is_gpu else CPU_COMPILERS):
+        word, compilers = ("GPU", GPU_COMPILERS) if is_gpu else ("CPU", CPU_COMPILERS)
+        problems.add((*here, "compiler"), f"'{form.compiler}' has no engines for a {word}; use {join(compilers, 'or')}")
+        return sku
+    if form.compiler == "tensorrt-rtx" and form.compute_capability not in RTX_TARGETS:
+        problems.add(
+            (*here, "compiler"),
+            f"tensorrt-rtx cannot target compute capability {form.compute_capability} "
+            f"(only {join(RTX_TARGETS)}); use compiler tensorrt, on a worker with this GPU",
+        )
+    for precision in form.precisions:
+        if lack := precision_refusal(precision, sku):
+            problems.add((*here, "precisions"), f"{precision} {lack}; remove it")
+    return sku
+
+
+def precision_refusal(precision: Precision, sku: Sku) -> str | None:
+    """Why this hardware cannot execute the precision; None when it can."""
+    if sku.kind == "gpu":
+        least = MIN_COMPUTE_CAPABILITY.get(precision)
+        if least is None or _version(sku.compute_capability or "") >= _version(least):
+            return None
+        return f"needs compute capability {least} or newer, this SKU has {sku.compute_capability}"
+    if precision is Precision.FP8:
+        return "needs a GPU of compute capability 8.9 or newer, this SKU is a CPU"
+    if sku.compiler == "onnx" and precision in CPU_NEEDS:
+        return "is not for the generic ONNX profile, which must run on any CPU"
+    needs = CPU_NEEDS.get(precision, ())
+    if not needs or any(feature in sku.cpu_features for feature in needs):
+        return None
+    return f"needs the CPU feature {join(needs, 'or')}, this SKU has {join(sku.cpu_features) or 'none of them'}"
+
+
+def rows(
+    parts: Parts, known_models: Mapping[str, Model], known_skus: Mapping[str, Sku], problems: Problems
+) -> tuple[Row, ...]:
+    """Every row that `build` selects, by model and SKU in the file's order, then precision, then tp."""
+    owners: dict[Key, int] = {}
+    for index, entry in parts.build.items():
+        shared: dict[int, list[Key]] = {}
+        selected = _select(parts, index, entry, problems)
+        for key in selected:
+            if (owner := owners.setdefault(key, index)) != index:
+                shared.setdefault(owner, []).append(key)
+        for owner, keys in shared.items():
+            names = join("__".join([model, sku, precision.value, f"tp{tp}"]) for model, sku, precision, tp in keys[:3])
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            problems.add(("build", index), f"selects again what build[{owner}] selects: {names}{more}; exclude one")
+        _check_fit(index, selected, known_skus, problems)
+    if not owners and parts.is_complete and not problems:
+        problems.add(("build",), "selects no row; add an entry with models, skus and precisions")
+    model_order = {name: i for i, name in enumerate(parts.declared_models)}
+    sku_order = {name: i for i, name in enumerate(parts.declared_skus)}
+    precision_order = {precision: i for i, precision in enumerate(Precision)}
+    ordered = sorted(owners, key=lambda k: (model_order[k[0]], sku_order[k[1]], precision_order[k[2]], k[3]))
+    return tuple(
+        Row(model=known_models[model], sku=known_skus[sku], precision=precision, tp=tp)
+        for model, sku, precision, tp in ordered
+        if model in known_models and sku in known_skus
+    )
+
+
+def _select(parts: Parts, index: int, entry: BuildForm, problems: Problems) -> list[Key]:
+    """The cross product of an entry, less what it excludes."""
+    here: Place = ("build", index)
+    model_names = _match(entry.models, parts.declared_models, (*here, "models"), problems)
+    sku_names = _match(entry.skus, parts.declared_skus, (*here, "skus"), problems)
+    for key, values in (("precisions", entry.precisions), ("tp", entry.tp)):
+        if repeated := _repeated(values):
+            problems.add((*here, key), f"{repeated} is listed twice; keep one")
+    for tp in entry.tp:
+        if tp & (tp - 1):
+            problems.add((*here, "tp"), f"{tp} is not a power of two; use 1, 2, 4 or 8")
+    selected = [(m, s, p, tp) for m in model_names for s in sku_names for p in entry.precisions for tp in entry.tp]
+    selected = list(dict.fromkeys(selected))
+    if not selected:
+        return []  # said already: a name or glob that matches nothing
+    left = selected
+    for i, exclude in enumerate(entry.exclude):
+        gone = _excluded(exclude, selected, parts, (*here, "exclude", i), problems)
+        left = [key for key in left if key not in gone]
+    if not left:
+        problems.add(here, "selects no row: exclude removes all of them; remove the entry or exclude less")
+    return left
+
+
+def _excluded(exclude: ExcludeForm, selected: Sequence[Key], parts: Parts, here: Place, problems: Problems) -> set[Key]:
+    num_problems = len(problems)
+    models_out = _match(exclude.models or ["*"], parts.declared_models, (*here, "models"), problems)
+    skus_out = _match(exclude.skus or ["*"], parts.declared_skus, (*here, "skus"), problems)
+    gone = {
+        (model, sku, precision, tp)
+        for model, sku, precision, tp in selected
+        if model in models_out
+        and sku in skus_out
+        and (exclude.precisions is None or precision in exclude.precisions)
+        and (exclude.tp is None or tp in exclude.tp)
+    }
+    if not gone and len(problems) == num_problems:
+        problems.add(here, "removes nothing that this entry selects; remove it or correct it")
+    return gone
+
+
+def _match(patterns: Iterable[str], names: Sequence[str], here: Place, problems: Problems) -> list[str]:
+    """The declared names that the patterns mean, each once."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        found.update(dict.fromkeys(matched))
+        if matched:
+            continue
+        if any(sign in pattern for sign in "*?["):
+            problems.add(here, f"'{pattern}' matches nothing that is declared ({join(names) or 'nothing is'})")
+        else:
+            near = nearest(pattern, names)
+            remedy = f"did you mean '{near}'?" if near else f"declared: {join(names) or 'nothing'}"
+            problems.add(here, f"'{pattern}' is not declared; {remedy}")
+    return list(found)
+
+
+def _check_fit(index: int, selected: Iterable[Key], known_skus: Mapping[str, Sku], problems: Problems) -> None:
+    """Each selected precision and tp against its SKU."""
+    here: Place = ("build", index)
+    for _, name, precision, tp in selected:
+        sku = known_skus.get(name)
+        if sku is None:
+            continue  # declared wrongly: said already
+        usable = [p for p in sku.precisions if precision_refusal(p, sku) is None]
+        narrow = [p for p in usable if p.bits < 32] or usable
+        use = f"use {join(narrow, 'or')}" if narrow else "exclude it"
+        if lack := precision_refusal(precision, sku):
+            problems.add(here, f"{precision} on '{name}' {lack}; {use}")
+        elif precision not in sku.precisions:
+            problems.add(
+                here, f"{precision} is not among the precisions of '{name}'; {use}, or add it to skus.{name}.precisions"
+            )
+        if sku.kind == "cpu" and tp > 1:
+            problems.add(here, f"tp {tp} on '{name}': a CPU engine spans no GPUs; use tp 1")
+        elif sku.kind == "gpu" and tp > sku.gpus_per_node:
+            fits = [degree for degree in (1, 2, 4, 8, 16) if degree <= sku.gpus_per_node]
+            problems.add(
+                here,
+                f"tp {tp} on '{name}' spans more than the {sku.gpus_per_node} GPUs of a node; use {join(fits, 'or')}",
+            )
+
+
+def _repeated(values: Sequence[object]) -> object | None:
+    return next((value for i, value in enumerate(values) if value in values[:i]), None)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    return values[0], values[1]
