@@ -67,7 +67,7 @@ class Model:
     calibration: Calibration
     golden: Golden
     retrieval: str  # "stdlib-docstrings" or "beir:FOLDER"
-    runtimes: tuple[str, ...]  # ("rtx", "cpu"): the first makes the image without a suffix
+    runtimes: tuple[str, ...]  # ("rtx", "cpu"): one image each; the rtx one has the tag without a suffix
 
 
 @dataclass(frozen=True, kw_only=True)

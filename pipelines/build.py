@@ -1,0 +1,243 @@
+"""From a matrix to dist/: run the stale steps, then package, image and report each model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pipelines import image, package, report, report_facts, worker
+from pipelines import matrix as matrices
+from pipelines.errors import EngineryError, MatrixError, PackageError
+from pipelines.image import ImageResult
+from pipelines.matrix import Matrix, Model, Worker
+from pipelines.package import Candidate
+from pipelines.plan import State, states
+from pipelines.run import Listener, Outcome, run
+from pipelines.steps import Graph, Ref, RowPlan, graph, target_of, version_of
+from pipelines.store import Store, canonical, file_digest, step_key, write_atomically
+
+# backend -> the distribution whose version an engine is bound to
+BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
+SOME_ROW_FAILED = 3
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """A matrix, and where its results go."""
+
+    matrix: Matrix
+    store: Store
+    dist: Path
+    jobs: int
+    worker: Worker
+
+    @classmethod
+    def open(cls, matrix: Path, *, store: Path, dist: Path = Path("dist"), jobs: int = 2) -> Workshop:
+        """Read the matrix, or raise MatrixError before anything is written."""
+        return cls(matrix=matrices.load(matrix), store=Store(store), dist=dist, jobs=jobs, worker=worker.here())
+
+    def graph(self, select: Sequence[str] = ()) -> Graph:
+        """The steps of the rows that match one of the globs (all rows without any)."""
+        rows = [r for r in self.matrix.rows if not select or any(fnmatchcase(r.name, glob) for glob in select)]
+        idle = [glob for glob in select if not any(fnmatchcase(row.name, glob) for row in self.matrix.rows)]
+        if idle or not rows:
+            known = ", ".join(row.name for row in self.matrix.rows[:3])
+            problems = [f"--select {glob}: no row has such a name; rows are named like {known}" for glob in idle]
+            raise MatrixError(str(self.matrix.source), problems or ["the matrix builds no rows; add to `build`"])
+        return graph(self.matrix, rows, self.worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult:
+    """What became of one model."""
+
+    model: Model
+    folder: Path
+    shipped: tuple[str, ...] = ()  # rows
+    left_out: Mapping[str, tuple[str, ...]] | None = None  # row -> why it does not ship
+    manifest_digest: str = ""
+    reused: bool = False  # nothing was packaged anew
+    images: tuple[ImageResult, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    outcomes: Mapping[str, Outcome]
+    models: tuple[ModelResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """The first model that could not ship decides; else whether some step failed."""
+        failed = [model.exit_code for model in self.models if model.error is not None]
+        return failed[0] if failed else SOME_ROW_FAILED if any(o.error for o in self.outcomes.values()) else 0
+
+
+def build(
+    workshop: Workshop,
+    steps: Graph,
+    *,
+    with_images: bool = True,
+    base: str | None = None,
+    listen: Listener = lambda *_: None,
+    say: Say = lambda _: None,
+) -> BuildResult:
+    """Bring every row of the graph up to date and write dist/<model> for each model."""
+    with workshop.store.locked():
+        outcomes = run(steps, workshop.store, jobs=workshop.jobs, listen=listen)
+        errors = {step_id: outcome.error for step_id, outcome in outcomes.items() if outcome.error is not None}
+        results = []
+        for model in steps.models:
+            try:
+                result = package_model(workshop, steps, model.name, errors)
+                if with_images:
+                    say(f"images of {model.name}")
+                    result = image_model(workshop, result, base=base)
+                write_report(workshop, steps, result)
+            except EngineryError as error:
+                folder = workshop.dist / model.name
+                result = ModelResult(model=model, folder=folder, error=str(error), exit_code=error.exit_code)
+            results.append(result)
+    return BuildResult(outcomes=outcomes, models=tuple(results))
+
+
+def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[str, str] | None = None) -> ModelResult:
+    """Write what ships of a model, from what the store has for its rows. Nothing is written when nothing changed."""
+    store, plans = workshop.store, [p for p in steps.rows if p.row.model.name == name]
+    model, found = plans[0].row.model, states(steps, workshop.store)
+
+    def at(ref: Ref) -> Path:
+        record = found[ref.step].record
+        assert record is not None  # asked only for refs whose step has one
+        return store.path(record.outputs[ref.output].digest)
+
+    unbuilt = {p.row.name: why for p in plans if (why := missing(p, found, errors or {}))}
+    built = [p for p in plans if p.row.name not in unbuilt and p.engine and p.verdict]
+    versions = {backend: version_of(distribution) for backend, distribution in BOUND_TO.items()}
+    candidates = [
+        Candidate(row=p.row, engine=at(p.engine), verdict=json.loads(at(p.verdict).read_bytes()))
+        for p in built
+        if p.engine and p.verdict
+    ]
+    if not built:
+        reasons = "\n".join(f"  {row}: {why}" for row, why in sorted(unbuilt.items()))
+        raise PackageError(f"no profile of {name} may ship, none of its rows has an engine here:\n{reasons}")
+    shared = {file: at(Ref(step=f"export/{name}", output=file)) for file in package.SHARED}
+    key = step_key(
+        {
+            "rows": {c.row.name: package.tags_of(c.row, versions, c.engine.stat().st_size) for c in candidates},
+            "verdicts": {p.row.name: at(p.verdict).name for p in built if p.verdict},
+            "shared": {file: path.name for file, path in shared.items()},
+            "unbuilt": unbuilt,
+            "release": model.release,
+        }
+    )
+    folder = workshop.dist / name
+    state = folder / "package.json"
+    known = json.loads(state.read_text()) if state.exists() else {}
+    if known.get("key") == key and intact(folder, known):
+        return ModelResult(model=model, folder=folder, reused=True, **_read(known))
+    made = package.package(model, candidates, shared, versions, folder, unbuilt=unbuilt)
+    summary = {
+        "key": key,
+        "manifest_digest": file_digest(folder / "model_manifest.yaml"),
+        "files": {file.uri: file.size_bytes for profile in made.manifest.profiles for file in profile.files},
+        "shipped": [profile.name for profile in made.manifest.profiles],
+        "left_out": made.left_out,
+        "notes": made.warnings,
+    }
+    write_atomically(state, canonical(summary))
+    return ModelResult(model=model, folder=folder, **_read(json.loads(canonical(summary))))
+
+
+def _read(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "manifest_digest": summary["manifest_digest"],
+        "shipped": tuple(summary["shipped"]),
+        "left_out": {row: tuple(why) for row, why in summary["left_out"].items()},
+        "notes": tuple(summary["notes"]),
+    }
+
+
+def intact(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether dist/<model> still holds what was packaged: the manifest by digest, its files by size."""
+    manifest, root = folder / "model_manifest.yaml", folder / package.ROOT
+    if not manifest.exists() or file_digest(manifest) != summary["manifest_digest"]:
+        return False
+    if not (root / package.MANIFEST).exists() or file_digest(root / package.MANIFEST) != summary["manifest_digest"]:
+        return False
+    return all((root / uri).exists() and (root / uri).stat().st_size == size for uri, size in summary["files"].items())
+
+
+def missing(plan: RowPlan, found: Mapping[str, State], errors: Mapping[str, str]) -> str | None:
+    """Why a row has no engine with a verdict; None when it has."""
+    if plan.refusal is not None or plan.verdict is None:
+        return plan.refusal
+    if found[plan.verdict.step].record is not None:
+        return None
+    return errors.get(plan.verdict.step, "it is not judged yet")
+
+
+def image_model(workshop: Workshop, packaged: ModelResult, *, base: str | None = None) -> ModelResult:
+    """Build a packaged model's images; write images.json beside its manifest."""
+    folder = packaged.folder
+    made = image.build_images(folder, packaged.model.runtimes, store=workshop.store, base=base)
+    listed = [
+        {
+            "reference": result.reference,
+            "runtime": result.runtime,
+            "base": result.base,
+            "digest": result.manifest_digest,
+            "image_id": result.image_id,
+            "size_bytes": result.size_bytes,
+            "layers": [{"what": layer.what, **asdict(layer.blob)} for layer in result.layers],
+            "loaded": result.loaded is None,
+            "not_loaded_because": result.loaded,
+        }
+        for result in made
+    ]
+    write_atomically(folder / "images.json", json.dumps(listed, indent=1).encode())
+    notes = tuple(dict.fromkeys(note for result in made for note in result.notes))
+    return ModelResult(**{**packaged.__dict__, "images": made, "notes": (*packaged.notes, *notes)})
+
+
+def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:
+    """Write report.html, unless it shows these very facts already: drawing it takes longer than an idle build."""
+    facts = report_facts.collect(workshop.store, steps, result)
+    path, mark = result.folder / "report.html", f"<!-- facts {step_key(asdict(facts))} -->\n"
+    if not (path.exists() and path.read_text().endswith(mark)):
+        write_atomically(path, (report.render(facts) + mark).encode())
+
+
+def plan_json(steps: Graph, found: Mapping[str, State]) -> dict[str, Any]:
+    """The plan for programs: rows with their refusal or steps, steps with their state."""
+    return {
+        "rows": [
+            {
+                "row": plan.row.name,
+                "sku": plan.row.sku.name,
+                "target": target_of(plan.row),
+                "refusal": plan.refusal,
+                "engine": plan.engine.step if plan.engine else None,
+                "verdict": plan.verdict.step if plan.verdict else None,
+            }
+            for plan in steps.rows
+        ],
+        "steps": [
+            {
+                "step": step_id,
+                "state": "reuse" if state.record is not None else "build",
+                "why": list(state.why),
+                "last_duration_s": state.record.duration_s if state.record is not None else None,
+            }
+            for step_id, state in found.items()
+        ],
+    }

@@ -1,0 +1,28 @@
+"""Verdicts as Dagster asset checks. The verdict itself is a file that `package` reads; this only shows it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+GATE = dg.AssetCheckSpec(
+    "gate", asset="verdict", description="Accuracy, realised precision and speed against the matrix's thresholds"
+)
+
+
+def gate_result(row: str, verdict: Mapping[str, Any]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key="verdict",
+        check_name="gate",
+        passed=bool(verdict["passed"]),
+        severity=dg.AssetCheckSeverity.WARN,  # the row is left out of the manifest; the run goes on
+        description="; ".join(verdict["reasons"]) or "every threshold is met",
+        metadata={"row": row, "judged_on": str(verdict["judged_on"]), "checks": dg.MetadataValue.md(table(verdict))},
+    )
+
+
+def table(verdict: Mapping[str, Any]) -> str:
+    lines = ["| check | value | threshold | passed |", "|---|---|---|---|"]
+    for check in verdict["checks"]:
+        lines.append(f"| {check['name']} | {check['value']} | {check['threshold']} | {check['passed']} |")
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""The command line: `enginery plan | build | serve | demo | ui`. Reads arguments and prints; the work is elsewhere.
+
+Exit codes: 0 done; 1 an unexpected failure; 2 the matrix or the arguments are wrong; 3 built, but a stage of some row
+failed; 10-17 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
+verdict, not a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from pipelines.errors import EngineryError
+
+app = App(
+    name="enginery",
+    help="An open engine factory: sku_matrix.yaml in; judged engines, a hashed manifest and serving images out.",
+    version_flags=["--version"],
+)
+
+MatrixFile = Annotated[Path, Parameter(name=["--matrix", "-m"], help="The matrix to read.")]
+Select = Annotated[
+    tuple[str, ...],
+    Parameter(name=["--select", "-s"], help="Only rows whose name matches one of these globs.", negative=""),
+]
+StoreDir = Annotated[Path, Parameter(name="--store", help="Where stage outputs live, by digest.")]
+DistDir = Annotated[Path, Parameter(name="--dist", help="Where results are written, a folder per model.")]
+
+
+@app.command
+def plan(
+    *,
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    select: Select = (),
+    store: StoreDir = Path(".store"),
+    as_json: Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")] = False,
+) -> int:
+    """Show every row: what would be built and why, what is reused, what this machine cannot build and why."""
+    from pipelines import console
+    from pipelines.build import Workshop, plan_json
+    from pipelines.plan import states
+
+    workshop = Workshop.open(matrix, store=store)
+    graph = workshop.graph(select)
+    found = states(graph, workshop.store)
+    if as_json:
+        print(json.dumps(plan_json(graph, found), indent=2))
+    else:
+        console.show_plan(console.screen(), graph, found)
+    return 0
+
+
+@app.command
+def build(
+    *,
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    select: Select = (),
+    store: StoreDir = Path(".store"),
+    dist: DistDir = Path("dist"),
+    image: Annotated[bool, Parameter(help="Also make container images.")] = True,
+    base: Annotated[
+        str | None,
+        Parameter(help="Base image of the runtimes: a reference that can be pulled, or a tar of a root file system."),
+    ] = None,
+    jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
+) -> int:
+    """Bring every selected row up to date; write dist/<model>/ with manifest, image context, images and report."""
+    from pipelines import console
+    from pipelines.build import Workshop
+    from pipelines.build import build as build_all
+
+    screen = console.screen()
+    workshop = Workshop.open(matrix, store=store, dist=dist, jobs=jobs)
+    graph = workshop.graph(select)
+    with console.BuildProgress(screen, total=len(graph.steps)) as progress:
+        result = build_all(workshop, graph, with_images=image, base=base, listen=progress, say=progress.say)
+    console.show_result(screen, graph, result)
+    return result.exit_code
+
+
+@app.command
+def serve(
+    model_dir: Annotated[Path, Parameter(help="dist/<model>, as `enginery build` wrote it.")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> int:
+    """Serve a built model from its folder with the server that is in its image. NIM_… variables apply."""
+    root = (model_dir / "rootfs" / "opt" / "nim").absolute()
+    manifest = root / "etc" / "default" / "model_manifest.yaml"
+    if not manifest.is_file():
+        raise EngineryError(f"{manifest} is not there; build the model first: enginery build")
+    environ = {
+        **os.environ,
+        "ENGINERY_ROOT": str(root),
+        "NIM_MANIFEST_PATH": str(manifest),
+        "NIM_SERVER_HOST": host,
+        "NIM_HTTP_API_PORT": str(port),
+    }
+    os.execve(sys.executable, [sys.executable, "-m", "serving", "serve"], environ)  # noqa: S606
+
+
+@app.command
+def demo(
+    model_dir: Annotated[Path | None, Parameter(help="dist/<model>; the only one in dist/ when not given.")] = None,
+    /,
+    *,
+    dist: DistDir = Path("dist"),
+    port: int = 8000,
+) -> int:
+    """Start the built image (or the folder, where no Docker engine answers), ask it for embeddings, show the answer."""
+    from pipelines.console import screen
+    from pipelines.demo import run_demo
+
+    return run_demo(screen(), dist, model_dir, port)
+
+
+@app.command
+def ui(
+    *,
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    store: StoreDir = Path(".store"),
+    dist: DistDir = Path("dist"),
+    host: str = "127.0.0.1",
+    port: int = 3000,
+) -> int:
+    """Open the Dagster webserver with the factory's assets loaded."""
+    from pipelines.ui import exec_webserver
+
+    exec_webserver(matrix, store=store, dist=dist, host=host, port=port)
+
+
+def main() -> None:
+    """The entry point. A failure that a person can act on is printed without a traceback."""
+    try:
+        code = app(exit_on_error=True, print_error=True, result_action="return_value")
+    except EngineryError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the build again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

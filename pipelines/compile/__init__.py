@@ -1,0 +1,52 @@
+"""Compile a typed ONNX into an engine: one module per compiler, chosen from one table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipelines.compile import onnx, openvino, tensorrt
+from pipelines.compile.base import CompileOrder, Engine
+from pipelines.errors import CompileError
+from pipelines.stage import StageRequest, StageResult
+from serving.profile import Precision, ShapeRange
+
+# The compiler of a SKU -> the function that makes its engine.
+COMPILERS: Mapping[str, Callable[[CompileOrder], Engine]] = {
+    "tensorrt-rtx": tensorrt.compile_with_rtx,
+    "tensorrt": tensorrt.compile_with_tensorrt,
+    "openvino": openvino.compile_engine,
+    "onnx": onnx.compile_engine,
+}
+
+
+def run(request: StageRequest) -> StageResult:
+    """The stage: model.onnx -> "engine", the file's name telling its kind."""
+    params = request.params
+    compiler = COMPILERS.get(params["compiler"])
+    if compiler is None:
+        raise CompileError(f"there is no compiler '{params['compiler']}'; one of {', '.join(COMPILERS)} is meant")
+    started = time.monotonic()
+    engine = compiler(_order(request.inputs["model.onnx"], params))
+    path = request.output_dir / engine.file_name
+    path.write_bytes(engine.data)
+    return StageResult(
+        outputs={"engine": path},
+        facts={**engine.facts, "compile_s": round(time.monotonic() - started, 2), "size_bytes": len(engine.data)},
+    )
+
+
+def _order(source: Path, params: Mapping[str, Any]) -> CompileOrder:
+    if params.get("tp", 1) != 1:
+        raise CompileError(f"tp {params['tp']}: no compiler here splits an engine over GPUs yet; use tp 1")
+    return CompileOrder(
+        source=source,
+        precision=Precision(params["precision"]),
+        shapes=msgspec.convert(params["shapes"], ShapeRange),
+        compute_capability=params.get("compute_capability"),
+        cpu_isa=params.get("cpu_isa"),
+    )

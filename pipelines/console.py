@@ -1,0 +1,139 @@
+"""What a person at a terminal sees of a plan and of a build. Knows rich; decides nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from pipelines.build import BuildResult
+from pipelines.image import describe
+from pipelines.plan import State
+from pipelines.run import Outcome
+from pipelines.steps import Graph, Step
+
+
+def screen() -> Console:
+    """Where people read. Lines are as long as they are: a terminal wraps them itself, a log must not be wrapped."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+class BuildProgress:
+    """Live progress of a build: a bar over all steps, a spinner per running one, a line per finished one."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.counts: Counter[str] = Counter()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._progress.add_task("steps", total=total)
+        self._running: dict[str, TaskID] = {}
+
+    def __enter__(self) -> BuildProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, what: str) -> None:
+        """What is going on after the steps."""
+        self._progress.update(self._all, description=what)
+
+    def __call__(self, event: str, step: Step, outcome: Outcome | None) -> None:
+        if event == "started":
+            self._running[step.id] = self._progress.add_task(f"{step.stage} {step.subject}", total=None)
+            return
+        if step.id in self._running:
+            self._progress.remove_task(self._running.pop(step.id))
+        self._progress.advance(self._all)
+        if outcome is None:
+            return
+        self.counts["failed" if outcome.record is None else "reused" if outcome.reused else "built"] += 1
+        if outcome.error is not None and outcome.blocked_by is None:
+            self.console.print(f"[red]✗[/] {step.stage:9}{step.subject}\n    {escape(outcome.error)}")
+        elif outcome.record is not None and not outcome.reused and step.stage != "judge":
+            self.console.print(
+                f"[green]✓[/] {step.stage:9}{step.subject}  [dim]{measured(outcome)}[/]", highlight=False
+            )
+
+
+def measured(outcome: Outcome) -> str:
+    record = outcome.record
+    if record is None:
+        return ""
+    size = sum(blob.size_bytes for blob in record.outputs.values())
+    memory = f", {record.peak_rss_bytes / 2**30:.1f} GiB peak" if record.peak_rss_bytes else ""
+    return f"{record.duration_s:.1f} s, {size / 1e6:.1f} MB{memory}"
+
+
+def show_plan(console: Console, graph: Graph, states: Mapping[str, State]) -> None:
+    """A table of rows, then the steps that will run and why, then the sums."""
+    width = max(len(plan.row.name) for plan in graph.rows)
+    console.print(f"[bold]{'row':{width}}  engine  verdict[/]")
+    for plan in graph.rows:
+        if plan.refusal is not None or plan.engine is None or plan.verdict is None:
+            console.print(f"{plan.row.name:{width}}  [yellow]skip    skip     {escape(plan.refusal or '')}[/]")
+        else:
+            engine, verdict = word(states[plan.engine.step]), word(states[plan.verdict.step])
+            console.print(f"{plan.row.name:{width}}  {engine}   {verdict}")
+    stale = {step_id: state for step_id, state in states.items() if state.record is None}
+    if stale:
+        console.print("\n[bold]To build, and why[/]")
+        for step_id, state in stale.items():
+            console.print(f"  {step_id}  [dim]{escape('; '.join(state.why))}[/]")
+    skipped = sum(plan.refusal is not None for plan in graph.rows)
+    console.print(
+        f"\n{len(graph.rows)} rows, {skipped} skipped on this machine; {len(stale)} steps to build, "
+        f"{len(states) - len(stale)} reused. {sharing(graph)}",
+    )
+
+
+def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
+    """What was built or reused, what ships, what does not and why, and where to look."""
+    built = sum(outcome.built for outcome in result.outcomes.values())
+    failed = sum(outcome.error is not None for outcome in result.outcomes.values())
+    reused = len(result.outcomes) - built - failed
+    nothing = built == failed == 0 and all(model.reused for model in result.models)
+    head = "Nothing to build: everything is up to date." if nothing else f"{built} steps built."
+    console.print(f"\n{head} {reused} reused, {failed} failed. {sharing(graph)}")
+    for model in result.models:
+        if model.error is not None:
+            console.print(f"[red]✗ {model.model.name}[/]\n    {escape(model.error)}")
+            continue
+        console.print(f"\n[bold]{model.model.name}[/]  {model.manifest_digest}")
+        console.print(f"  ships {len(model.shipped)} profiles")
+        for row, why in sorted((model.left_out or {}).items()):
+            console.print(f"  [yellow]not shipped[/] {row}: {escape('; '.join(why))}")
+        for note in model.notes:
+            console.print(f"  [yellow]note[/] {escape(note)}")
+        for made in model.images:
+            where = "in the Docker engine" if made.loaded is None else f"only as files: {made.loaded}"
+            console.print(f"  image {escape(describe(made))}\n  {escape(where)}")
+        console.print(f"  {model.folder}/report.html")
+
+
+def word(state: State) -> str:
+    return "[dim]reuse[/]" if state.record is not None else "[green]build[/]"
+
+
+def sharing(graph: Graph) -> str:
+    """How many steps of each stage serve all the rows: "1 export, 3 quantize, 9 compile for 21 rows"."""
+    counts = Counter(step.stage for step in graph.steps.values())
+    built = sum(plan.refusal is None for plan in graph.rows)
+    stages = ", ".join(f"{counts[stage]} {stage}" for stage in ("export", "quantize", "compile", "measure"))
+    return f"{stages} for {built} rows."

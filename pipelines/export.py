@@ -1,0 +1,125 @@
+"""Export a model to ONNX in fp32, with its answer computed inside the graph, and record what the original answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines import sources
+from pipelines.errors import ExportError
+from pipelines.recipes import RECIPES
+from pipelines.stage import StageRequest, StageResult
+
+OPSET = 20
+IR_VERSION = 10  # what every runtime here reads
+# protobuf ends at 2 GiB, and so does one file without external data.
+MAX_MODEL_BYTES = 2**31 - 2**20
+FILES = ("model.onnx", "tokenizer.json", "task.json", "golden.json", "proof.json")
+
+
+def run(request: StageRequest) -> StageResult:
+    """The stage. The model is the folder among the inputs ("model"), or else what `params["source"]` names."""
+    params = request.params
+    recipe = RECIPES.get(params["task"])
+    if recipe is None:
+        raise ExportError(f"task '{params['task']}' has no recipe; there is one for {', '.join(sorted(RECIPES))}")
+    folder = request.inputs.get("model") or sources.resolve(params["source"], Path(params.get("source_base", ".")))
+    texts = json.loads(request.inputs["texts.json"].read_bytes())
+    with _quiet_and_offline(), _scratch(request.output_dir) as scratch:
+        model = to_onnx(folder, recipe.OPTIMUM_TASK, scratch)
+        recipe.add_head(model, folder)
+        canonicalize(model)
+        facts = recipe.write_files(model, folder, params, texts, request.output_dir)
+        _write(model, request.output_dir / "model.onnx")
+    return StageResult(
+        outputs={name: request.output_dir / name for name in FILES},
+        facts={**facts, "num_nodes": len(model.graph.node), "opset": OPSET},
+    )
+
+
+def to_onnx(folder: Path, optimum_task: str, scratch: Path) -> Any:
+    """A Transformers folder -> `onnx.ModelProto` in float32, its weights inside. Raises ExportError."""
+    import onnx
+    from optimum.exporters.onnx import main_export
+
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if size > MAX_MODEL_BYTES:
+        raise ExportError(
+            f"{folder.name}: {size / 2**30:.1f} GiB of weights; an ONNX file without external data ends at 2 GiB, "
+            "and larger models are not exported yet"
+        )
+    try:
+        main_export(
+            str(folder),
+            output=scratch,
+            task=optimum_task,
+            library_name="transformers",
+            opset=OPSET,
+            device="cpu",
+            dtype="fp32",
+            do_validation=False,  # the gate compares with the reference, on more texts than one
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # exporter, transformers and torch raise whatever they like
+        raise ExportError(f"{folder.name}: Optimum could not export it: {type(error).__name__}: {error}") from error
+    return onnx.load(scratch / "model.onnx")
+
+
+def canonicalize(model: Any) -> None:
+    """Name the axes B and T, and drop everything that depends on where or by what the file was made. In place."""
+    import onnx
+
+    graph = model.graph
+    names = {"batch_size": "B", "sequence_length": "T"}
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+    del graph.value_info[:]  # shapes can be inferred again; stale names would contradict B and T
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "enginery", ""
+    model.doc_string = graph.doc_string = ""
+    graph.name = "enginery"
+    del model.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    onnx.checker.check_model(model)
+
+
+def _write(model: Any, path: Path) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _scratch(output_dir: Path) -> Iterator[Path]:
+    folder = output_dir / "scratch"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Everything is local by now: no library may ask a hub for more, nor print what only its authors can use."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

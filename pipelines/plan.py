@@ -1,0 +1,74 @@
+"""Say of each step whether it can be reused or why it must be built: what `enginery plan` shows and `build` acts on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.stage import VERSIONS
+from pipelines.steps import Graph, Ref, Step
+from pipelines.store import Blob, Record, Store, step_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What will happen to a step: `record` is there when it is reused; otherwise `why` says what changed."""
+
+    record: Record | None = None
+    why: tuple[str, ...] = ()
+
+
+def ingredients(step: Step, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides a step's bytes; `inputs` are digests by name. Paths of this machine are left out."""
+    return {
+        "stage": step.stage,
+        "version": VERSIONS.get(step.stage, 1),
+        "params": {name: value for name, value in step.params.items() if name != "source_base"},
+        "toolchain": dict(step.toolchain),
+        "inputs": dict(inputs),
+    }
+
+
+def state_of(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> State:
+    """Whether a step can be reused, given what its inputs are now (None: not built yet)."""
+    blobs = {name: output(ref) for name, ref in step.inputs.items()}
+    waiting = dict.fromkeys(step.inputs[name].step for name, blob in blobs.items() if blob is None)
+    if waiting:
+        return State(why=tuple(f"{step_id} is built first" for step_id in waiting))
+    made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items() if blob is not None})
+    record = store.record(step_key(made_of))
+    if record is not None:
+        return State(record=record)
+    latest = store.latest(step.stage, step.subject)
+    if latest is None:
+        return State(why=("never built",))
+    return State(why=tuple(changes(latest.ingredients, made_of)) or ("its outputs are no longer in the store",))
+
+
+def changes(old: Any, new: Any, place: str = "") -> list[str]:
+    """What differs between two sets of ingredients: "params.thresholds.max_ndcg_drop: 0.005 -> 0.001"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for name in sorted(old.keys() | new.keys())
+            for line in changes(old.get(name), new.get(name), f"{place}.{name}" if place else str(name))
+        ]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        old, new = list(old), list(new)
+    if old == new:
+        return []
+    return [f"{place} changed" if str(new).startswith("sha256:") else f"{place}: {old} -> {new}"]
+
+
+def states(graph: Graph, store: Store) -> dict[str, State]:
+    """The state of every step of the graph as the store is now."""
+    found: dict[str, State] = {}
+
+    def output(ref: Ref) -> Blob | None:
+        record = found[ref.step].record
+        return record.outputs[ref.output] if record else None
+
+    for step in graph.steps.values():
+        found[step.id] = state_of(step, store, output)
+    return found

@@ -1,0 +1,197 @@
+"""Write a precision into an ONNX graph: casts for fp16 and bf16, calibrated Q/DQ pairs for fp8 and int8."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import QuantizeError
+from pipelines.recipes import RECIPES
+from pipelines.stage import StageRequest, StageResult
+from serving.backends.base import Inputs
+from serving.profile import Precision
+
+# How each format finds the range of an activation: entropy clips outliers, which 256 levels need and floats do not.
+CALIBRATION_METHODS = {Precision.FP8: "max", Precision.INT8: "entropy"}
+QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+
+
+def run(request: StageRequest) -> StageResult:
+    """The stage: model.onnx in fp32 -> model.onnx in `params["precision"]`."""
+    precision = Precision(request.params["precision"])
+    make = MAKERS.get(precision)
+    if make is None:
+        raise QuantizeError(f"{precision} is no precision to quantize to; one of {', '.join(MAKERS)} is")
+    batches = _calibration(request) if precision in CALIBRATION_METHODS else []
+    with _scratch(request.output_dir) as scratch, _captured() as log:
+        try:
+            model = make(request.inputs["model.onnx"], precision, batches, scratch)
+        except Exception as error:  # modelopt, onnx and ONNX Runtime raise whatever they like
+            told = "\n".join(f"  {line}" for line in log.getvalue().splitlines()[-15:])
+            raise QuantizeError(
+                f"Model Optimizer could not make {precision}: {type(error).__name__}: {error}\n{told}"
+            ) from error
+    scrub(model)
+    data = model.SerializeToString(deterministic=True)
+    if str(request.output_dir).encode() in data:
+        raise QuantizeError("Model Optimizer wrote this build's folder into the ONNX: its bytes would differ elsewhere")
+    path = request.output_dir / "model.onnx"
+    path.write_bytes(data)
+    facts = describe(model)
+    if precision in CALIBRATION_METHODS and not facts["num_quantized_products"]:
+        raise QuantizeError(f"{precision}: no matrix product of this model was quantized; build it in fp16 instead")
+    return StageResult(
+        outputs={"model.onnx": path},
+        facts={**facts, "num_calibration_texts": len(batches), "size_bytes": len(data)},
+    )
+
+
+def autocast(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Any:
+    """fp32 ONNX -> fp16 or bf16 ONNX; inputs and outputs keep their types."""
+    import onnx
+    from modelopt.onnx.autocast import convert_to_f16
+
+    return convert_to_f16(onnx.load(source), low_precision_type=precision.value, keep_io_types=True)
+
+
+def quantize(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Any:
+    """fp32 ONNX -> Q/DQ pairs around the matrix products, fp16 elsewhere, from the activations the batches cause."""
+    import onnx
+    from modelopt.onnx.quantization import quantize as modelopt_quantize
+
+    # Model Optimizer writes beside its input, and names temporary files after it.
+    copy, target = scratch / "fp32.onnx", scratch / "typed.onnx"
+    shutil.copyfile(source, copy)
+    modelopt_quantize(
+        str(copy),
+        quantize_mode=precision.value,
+        calibration_data_reader=Reader(batches),
+        calibration_method=CALIBRATION_METHODS[precision],
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp16",
+        output_path=str(target),
+        log_level="WARNING",
+    )
+    return onnx.load(target)
+
+
+MAKERS: Mapping[Precision, Callable[[Path, Precision, Sequence[Inputs], Path], Any]] = {
+    Precision.FP16: autocast,
+    Precision.BF16: autocast,
+    Precision.FP8: quantize,
+    Precision.INT8: quantize,
+}
+
+
+class Reader:
+    """Batches as Model Optimizer reads them: one after the other, and the first one as often as it likes."""
+
+    def __init__(self, batches: Sequence[Inputs]) -> None:
+        self._batches = [dict(batch) for batch in batches]
+        self._position = 0
+
+    def get_first(self) -> Inputs:
+        return self._batches[0]
+
+    def get_next(self) -> Inputs | None:
+        if self._position == len(self._batches):
+            return None
+        self._position += 1
+        return self._batches[self._position - 1]
+
+    def rewind(self) -> None:
+        self._position = 0
+
+
+def scrub(model: Any) -> None:
+    """Drop what depends on where or by what the file was made. In place."""
+    model.producer_name, model.producer_version, model.doc_string = "enginery", "", ""
+    model.graph.name, model.graph.doc_string = "enginery", ""
+    del model.metadata_props[:]
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """What a person wants to know of a typed ONNX: its matrix products, and how many of them are quantized."""
+    graph = model.graph
+    ops = Counter(node.op_type for node in graph.node)
+    dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    # A transpose or a cast may stand between the pair and the product.
+    for node in graph.node:
+        if node.op_type in ("Transpose", "Cast", "Reshape") and node.input[0] in dequantized:
+            dequantized.update(node.output)
+    products = [node for node in graph.node if node.op_type in PRODUCTS]
+    return {
+        "opset": next(entry.version for entry in model.opset_import if entry.domain == ""),
+        "num_nodes": len(graph.node),
+        "num_products": len(products),
+        "num_quantized_products": sum(1 for node in products if set(node.input[:2]) <= dequantized),
+        "num_casts": ops["Cast"],
+        "num_quantize_nodes": sum(ops[op] for op in QUANTIZED_OPS),
+    }
+
+
+def _calibration(request: StageRequest) -> list[Inputs]:
+    texts = json.loads(request.inputs["texts.json"].read_bytes())["calibration"]
+    num_texts = int(request.params["num_texts"])
+    if num_texts < 1 or num_texts > len(texts):
+        raise QuantizeError(
+            f"calibration.num_texts is {num_texts}, there are {len(texts)} texts; ask for 1 to that many"
+        )
+    return RECIPES[request.params["task"]].calibration(
+        request.inputs["tokenizer.json"].read_bytes(),
+        request.inputs["task.json"].read_bytes(),
+        texts,
+        num_texts,
+        int(request.params["max_tokens"]),
+    )
+
+
+@contextmanager
+def _scratch(output_dir: Path) -> Iterator[Path]:
+    """A folder for temporary files, which ends with the stage: Model Optimizer also leaves some in the system's own."""
+    folder = output_dir / "scratch"
+    folder.mkdir()
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _captured() -> Iterator[io.StringIO]:
+    """What the libraries print, kept for the error message instead of a person's terminal."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    log = io.StringIO()
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(log), redirect_stderr(log):
+            warnings.simplefilter("ignore")
+            yield log
+    finally:
+        logging.disable(level)
+        _detach_modelopt()
+
+
+def _detach_modelopt() -> None:
+    """Its log handlers hold the captured stream: later messages would go to a closed door."""
+    logger = logging.getLogger("modelopt.onnx")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)

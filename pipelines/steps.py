@@ -1,0 +1,340 @@
+"""Turn rows into the steps that build and judge them: the only module that knows which stage takes what from which."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines import retrieval, sources
+from pipelines.matrix import Matrix, Model, Row, Worker, refusal_here
+from serving.profile import Precision
+
+# The distributions whose version can change a stage's bytes.
+TOOLCHAIN = {
+    "export": ("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
+    "quantize": ("nvidia-modelopt", "onnx", "onnxruntime", "tokenizers"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+    "tensorrt": ("tensorrt",),
+    "openvino": ("openvino",),
+    "onnx": (),
+    "measure": ("onnxruntime", "openvino", "tokenizers", "onnx", "ir-measures"),
+}
+# What executes a compiler's engine.
+BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """An output of a step."""
+
+    step: str  # "export/all-minilm-l6-v2"
+    output: str  # "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage for one subject. Rows that need the same step share it."""
+
+    stage: str
+    subject: str  # "all-minilm-l6-v2__fp8"
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Ref]
+    toolchain: Mapping[str, str]
+    exclusive: bool = False  # it measures time: nothing else may run beside it
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.subject}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """A row with its steps, or the reason why this machine does not build it."""
+
+    row: Row
+    refusal: str | None = None
+    typed: Ref | None = None  # the ONNX it is compiled from
+    engine: Ref | None = None
+    metrics: Ref | None = None
+    verdict: Ref | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Every step of a selection of rows, each after the steps it takes from."""
+
+    matrix: Matrix
+    steps: Mapping[str, Step]
+    rows: tuple[RowPlan, ...]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return tuple({plan.row.model.name: plan.row.model for plan in self.rows}.values())
+
+    def of(self, model: Model) -> tuple[RowPlan, ...]:
+        return tuple(plan for plan in self.rows if plan.row.model.name == model.name)
+
+    def closure(self, wanted: Iterable[str]) -> Graph:
+        """The same graph with only these steps and what they take from."""
+        kept: set[str] = set()
+
+        def visit(step_id: str) -> None:
+            if step_id not in kept:
+                kept.add(step_id)
+                for ref in self.steps[step_id].inputs.values():
+                    visit(ref.step)
+
+        for step_id in wanted:
+            visit(step_id)
+        steps = {step_id: step for step_id, step in self.steps.items() if step_id in kept}
+        return Graph(matrix=self.matrix, steps=steps, rows=self.rows)
+
+
+def graph(matrix: Matrix, rows: Iterable[Row], worker: Worker) -> Graph:
+    """Lay out the steps of these rows for this worker."""
+    layout = _Layout(matrix)
+    plans = []
+    for row in rows:
+        refusal = refusal_here(row, worker)
+        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row))
+    return Graph(matrix=matrix, steps=layout.steps, rows=tuple(plans))
+
+
+class _Layout:
+    """Steps as they are asked for, each once; a step is added after those it takes from."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.matrix = matrix
+        self.steps: dict[str, Step] = {}
+        self._source_digest = cache(source_digest)  # a model's bytes are hashed once for all its rows
+        self._beir_digest = cache(retrieval.beir_digest)
+
+    def add(
+        self,
+        stage: str,
+        subject: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Ref],
+        *,
+        toolchain: Mapping[str, str] | None = None,
+        exclusive: bool = False,
+    ) -> str:
+        step = Step(
+            stage=stage,
+            subject=subject,
+            params=params,
+            inputs=inputs,
+            toolchain=toolchain or {},
+            exclusive=exclusive,
+        )
+        return self.steps.setdefault(step.id, step).id
+
+    def row(self, row: Row) -> RowPlan:
+        engine, typed, metrics = self.engine(row), self.typed(row), self.metrics(row)
+        judge = self.add(
+            "judge",
+            row.name,
+            {
+                "row": row.name,
+                "judged_on": self.steps[metrics.step].params["judged_on"],
+                "thresholds": asdict(self.matrix.gates[row.model.task][row.precision]),
+            },
+            {"metrics.json": metrics, "engine": engine},
+        )
+        return RowPlan(
+            row=row, typed=typed, engine=engine, metrics=metrics, verdict=Ref(step=judge, output="verdict.json")
+        )
+
+    def texts(self) -> Ref:
+        step = self.add("texts", "stdlib", {}, {}, toolchain={"python": platform.python_version()})
+        return Ref(step=step, output="texts.json")
+
+    def exported(self, model: Model, name: str) -> Ref:
+        base = self.matrix.source.parent
+        params = {
+            "model": model.name,
+            "task": model.task,
+            "source": model.source,
+            "source_base": str(base.absolute()),
+            "source_digest": self._source_digest(model.source, base),
+            "served_name": model.served_name,
+            "release": model.release,
+            "max_tokens": model.max_tokens,
+            "shapes": asdict(model.shapes),
+            "golden": asdict(model.golden),
+        }
+        step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=versions("export"))
+        return Ref(step=step, output=name)
+
+    def onnx(self, model: Model, precision: Precision) -> Ref:
+        """The typed ONNX of a precision; the export itself is the fp32 one."""
+        if precision is Precision.FP32:
+            return self.exported(model, "model.onnx")
+        step = self.add(
+            "quantize",
+            f"{model.name}__{precision}",
+            {"task": model.task, "precision": str(precision), **asdict(model.calibration)},
+            {
+                "model.onnx": self.exported(model, "model.onnx"),
+                "tokenizer.json": self.exported(model, "tokenizer.json"),
+                "task.json": self.exported(model, "task.json"),
+                "texts.json": self.texts(),
+            },
+            toolchain=versions("quantize"),
+        )
+        return Ref(step=step, output="model.onnx")
+
+    def typed(self, row: Row) -> Ref:
+        # OpenVINO writes bf16 itself, better and faster than a graph with casts in it (docs/adr/0003).
+        itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
+        return self.onnx(row.model, Precision.FP32 if itself else row.precision)
+
+    def engine(self, row: Row) -> Ref:
+        params: dict[str, Any] = {
+            "task": row.model.task,
+            "compiler": row.sku.compiler,
+            "precision": str(row.precision),
+            "shapes": asdict(row.model.shapes),
+            "tp": row.tp,
+        }
+        if row.sku.compute_capability is not None:
+            params["compute_capability"] = row.sku.compute_capability
+        if row.sku.compiler == "openvino":
+            params["cpu_isa"] = row.sku.cpu_isa
+        step = self.add(
+            "compile",
+            f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
+            params,
+            {"model.onnx": self.typed(row)},
+            toolchain=versions(row.sku.compiler),
+        )
+        return Ref(step=step, output="engine")
+
+    def retrieval(self, model: Model) -> dict[str, Any]:
+        """Which labelled set judges, by content, and with which code."""
+        folder = model.retrieval.removeprefix("beir:")
+        by_content = model.retrieval.startswith("beir:")
+        return {
+            "task": model.task,
+            "retrieval": model.retrieval,
+            "retrieval_digest": self._beir_digest(self.matrix.folder(folder)) if by_content else None,
+            "source_base": str(self.matrix.source.parent.absolute()),
+            "judging_code": serving_code("tasks", "backends", "prove.py"),
+        }
+
+    def reference(self, model: Model) -> Ref:
+        """What the fp32 reference finds in the labelled set: measured once for all rows."""
+        step = self.add(
+            "measure",
+            f"{model.name}__reference",
+            {
+                **self.retrieval(model),
+                "judged_on": "reference",
+                "backend": "onnxruntime",
+                "precision": str(Precision.FP32),
+            },
+            {
+                "fp32.onnx": self.exported(model, "model.onnx"),
+                "tokenizer.json": self.exported(model, "tokenizer.json"),
+                "task.json": self.exported(model, "task.json"),
+                "texts.json": self.texts(),
+            },
+            toolchain=versions("measure"),
+        )
+        return Ref(step=step, output="reference.json")
+
+    def metrics(self, row: Row) -> Ref:
+        """Measured on the engine where it runs on a CPU; else on the typed ONNX that every such SKU shares."""
+        runs_here = row.sku.kind == "cpu"
+        inputs = {
+            "engine": self.engine(row) if runs_here else self.typed(row),
+            "tokenizer.json": self.exported(row.model, "tokenizer.json"),
+            "task.json": self.exported(row.model, "task.json"),
+            "golden.json": self.exported(row.model, "golden.json"),
+            "texts.json": self.texts(),
+            "reference.json": self.reference(row.model),
+        }
+        params: dict[str, Any] = {
+            **self.retrieval(row.model),
+            "precision": str(row.precision),
+            "judged_on": "engine" if runs_here else "typed-onnx",
+            "backend": BACKENDS[row.sku.compiler] if runs_here else "onnxruntime",
+            "cpu_isa": row.sku.cpu_isa,
+            "speed": runs_here,
+        }
+        if runs_here:
+            params["machine"] = cpu_model()
+            above = rung_above(row, self.matrix.rows)
+            if above is not None:
+                inputs["above"] = self.engine(above)
+                params["above"] = {
+                    "backend": BACKENDS[above.sku.compiler],
+                    "precision": str(above.precision),
+                    "cpu_isa": above.sku.cpu_isa,
+                }
+        step = self.add(
+            "measure",
+            f"{row.model.name}__{row.precision}__{target_of(row) if runs_here else 'typed-onnx'}",
+            params,
+            inputs,
+            toolchain=versions("measure"),
+            exclusive=runs_here,
+        )
+        return Ref(step=step, output="metrics.json")
+
+
+def target_of(row: Row) -> str:
+    """What the compiler is told of the hardware: "tensorrt-rtx-sm89". SKUs of one target share the engine's bytes."""
+    if row.sku.compute_capability is not None:
+        return f"{row.sku.compiler}-sm{row.sku.compute_capability.replace('.', '')}"
+    isa = row.sku.cpu_isa
+    return f"openvino-{isa.lower().replace('_', '-')}" if row.sku.compiler == "openvino" and isa else row.sku.compiler
+
+
+def rung_above(row: Row, rows: Iterable[Row]) -> Row | None:
+    """What a CPU row is timed against: the next wider precision of its SKU, else the generic fp32 row (None for it)."""
+    rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
+    same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
+    generic = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
+    return next(iter(sorted(same_sku, key=lambda r: r.precision.bits) or generic), None)
+
+
+def versions(part: str) -> dict[str, str]:
+    return {name: version_of(name) for name in TOOLCHAIN[part]}
+
+
+def source_digest(source: str, base: Path) -> str:
+    """What the bytes of a model are. A hub's revision is one already, and planning must not download."""
+    return source if source.startswith("hf://") else sources.digest(sources.resolve(source, base))
+
+
+@cache
+def version_of(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@cache
+def serving_code(*parts: str) -> str:
+    """A digest over sources of the server: a verdict is only as good as the code that judged."""
+    root = Path(__file__).parent.parent / "serving"
+    digest = hashlib.sha256()
+    for part in parts:
+        target = root / part
+        for path in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return "sha256:" + digest.hexdigest()
+
+
+@cache
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,34 @@
+"""Start Dagster's webserver and daemon over this matrix, this store and this dist."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from pipelines import matrix as matrices
+from pipelines.store import write_atomically
+
+INSTANCE = b"""# Written by `enginery ui`. One machine, one user, nothing leaves it.
+telemetry:
+  enabled: false
+"""
+
+
+def exec_webserver(matrix: Path, *, store: Path, dist: Path, host: str, port: int) -> NoReturn:
+    """Replace this process by `dagster dev`. The matrix is read first, so that its problems are told plainly."""
+    matrices.load(matrix)
+    home = Path(os.environ.get("DAGSTER_HOME", ".dagster")).absolute()
+    if not (home / "dagster.yaml").exists():
+        write_atomically(home / "dagster.yaml", INSTANCE)
+    environ = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "ENGINERY_MATRIX": str(matrix.absolute()),
+        "ENGINERY_STORE": str(store.absolute()),
+        "ENGINERY_DIST": str(dist.absolute()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "pipelines.definitions", "-h", host, "-p", str(port)]
+    os.execve(sys.executable, command, environ)  # noqa: S606

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import report
+from pipelines.report import CheckLine, ImageLine, Layer, ReportModel, ReportRow, StageLine
+
+FAILED = CheckLine(
+    name="cosine_mean",
+    value=0.88,
+    threshold=0.99,
+    passed=False,
+    why="mean cosine 0.88 is below 0.99",
+    remedy="calibrate",
+)
+PASSED = CheckLine(name="cosine_mean", value=0.9999, threshold=0.99, passed=True, why="mean cosine is at least 0.99")
+
+
+def row(sku: str, precision: str, **changed: object) -> ReportRow:
+    good = ReportRow(
+        row=f"mini__{sku}__{precision}__tp1",
+        sku=sku,
+        hardware=f"hardware of {sku}",
+        precision=precision,
+        tp=1,
+        state="passed",
+        size_bytes=50_200_000,
+        build_s=1.0,
+        judged_on="typed-onnx",
+        judged_with="onnxruntime 1.31.1",
+        cosine_mean=0.99999,
+        cosine_p1=0.9999,
+        cosine_min=0.999,
+        cosine_values=(0.999, 1.0),
+        ndcg_at_10=0.66,
+        ndcg_drop=-0.0004,
+        batch_invariance=0.9999999,
+        checks=(PASSED,),
+        engine_digest="sha256:aa",
+    )
+    return replace(good, **changed)
+
+
+@pytest.fixture
+def model() -> ReportModel:
+    refused = {
+        "state": "failed",
+        "reason": FAILED.why,
+        "remedy": FAILED.remedy,
+        "checks": (FAILED,),
+        "cosine_mean": 0.88,
+    }
+    skipped = ReportRow(
+        row="mini__h100__fp16__tp1",
+        sku="h100",
+        hardware="NVIDIA H100 · 9.0",
+        precision="fp16",
+        tp=1,
+        state="skipped",
+        reason="needs a worker with h100",
+    )
+    cpu = {"judged_on": "engine", "items_per_s": 220.0, "latency_s": 0.0023, "throughput_ratio": 1.8}
+    return ReportModel(
+        model="mini",
+        task="embed",
+        release="0.1.0",
+        source="package://<mini>/model",
+        num_texts=256,
+        num_queries=512,
+        reference_ndcg_at_10=0.66,
+        rows=(
+            row("l40s", "fp16"),
+            row("l4", "fp16"),
+            row("cpu", "bf16", engine_digest="sha256:bb", **cpu),
+            row("l40s", "int8", engine_digest="sha256:cc", **refused),
+            skipped,
+        ),
+        stages=(
+            StageLine(stage="export", num_steps=1, num_built=1, num_rows=4, duration_s=13.0),
+            StageLine(stage="quantize", num_steps=2, num_built=0, num_rows=3, duration_s=20.0),
+            StageLine(stage="compile", num_steps=3, num_built=3, num_rows=4, duration_s=4.0),
+        ),
+        images=(
+            ImageLine(
+                name="enginery/mini:0.1.0", layers=(Layer(content="base", size_bytes=200_000_000, digest="sha256:dd"),)
+            ),
+            ImageLine(name="enginery/mini:0.1.0-cpu", reason="no Docker engine was reachable"),
+        ),
+        machine={"GPU": "none"},
+        toolchain={"onnxruntime": "1.31.1"},
+        digests={"model_manifest.yaml": "sha256:ee"},
+    )
+
+
+def text_of(page: str) -> str:
+    words = re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<style>.*?</style>", "", page))
+    return " ".join(html.unescape(words).split())
+
+
+def test_the_page_loads_nothing_from_anywhere_and_runs_no_script(model: ReportModel):
+    page = report.render(model)
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert len(links) == 2
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_every_row_of_the_matrix_is_there_by_its_name(model: ReportModel):
+    page = report.render(model)
+    for each in model.rows:
+        assert f'id="{each.row}"' in page
+
+
+def test_a_refused_row_shows_its_reason_and_what_helps(model: ReportModel):
+    text = text_of(report.render(model))
+    assert "✗ refused" in text
+    assert "mean cosine 0.88 is below 0.99 — calibrate" in text
+    assert "✗ 0.880000" in text
+
+
+def test_a_row_for_another_worker_says_what_it_needs(model: ReportModel):
+    assert "needs a worker with h100" in text_of(report.render(model))
+
+
+def test_the_summary_counts_what_passed_what_did_not_and_what_waits(model: ReportModel):
+    assert report.summary(model) == (
+        "3 profiles of 5 planned rows passed the gate and may ship; 1 did not pass (int8) and is left out; "
+        "1 needs hardware or a compiler that is not here."
+    )
+
+
+def test_what_rows_shared_is_counted(model: ReportModel):
+    assert report.shared(model) == (
+        "1 export, 2 quantizations and 3 compilations served 4 rows, which share 3 engine files."
+    )
+
+
+def test_rows_that_were_judged_alike_share_one_verdict(model: ReportModel):
+    groups = [[each.sku for each in rows] for rows, _ in report.verdicts(model)]
+    assert groups == [["l40s", "l4"], ["cpu"], ["l40s"]]
+
+
+def test_the_same_model_gives_the_same_bytes(model: ReportModel, tmp_path: Path):
+    report.write(tmp_path / "a.html", model)
+    report.write(tmp_path / "b.html", model)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_text_from_outside_is_escaped(model: ReportModel):
+    page = report.render(replace(model, source="<b onclick=1>", digests={"<i>": "<u>"}))
+    assert "<b onclick" not in page
+    assert "&lt;b onclick=1&gt;" in page
+
+
+def test_an_image_that_was_not_made_gives_its_reason(model: ReportModel):
+    assert "enginery/mini:0.1.0-cpu no Docker engine was reachable" in text_of(report.render(model))
+
+
+def test_a_model_of_which_nothing_was_built_still_has_a_report(model: ReportModel):
+    nothing = ReportModel(
+        model="mini",
+        task="embed",
+        release="0.1.0",
+        source="hf://a/b@c",
+        num_texts=0,
+        num_queries=0,
+        reference_ndcg_at_10=None,
+        rows=model.of_state("skipped"),
+    )
+    text = text_of(report.render(nothing))
+    assert "0 profiles of 1 planned row passed the gate" in text
+    assert "Accuracy against" not in text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.0, "1"), (0.99999999, "0.999999"), (0.85, "0.850000")])
+def test_a_cosine_that_is_not_one_never_reads_as_one(value: float | None, text: str):
+    assert report.cosine_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0377, "+0.0377"), (-0.0004, "−0.0004"), (-0.00001, "0.0000"), (None, "–")]
+)
+def test_a_drop_has_its_sign_and_nothing_has_none(value: float | None, text: str):
+    assert report.figure_text(value, 4, True) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(90_389_614, "90.4 MB"), (1_230_000_000, "1.2 GB"), (12, "12 B"), (None, "–")]
+)
+def test_sizes_are_in_decimal_units(size: int | None, text: str):
+    assert report.size_text(size) == text
