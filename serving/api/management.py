@@ -55,6 +55,7 @@ def metadata(call: Call, service: Service) -> Response:
         "repository_override": service.repository_override,
         "version": service.release,
         "selectedModelProfileId": profile.id,
+        "selectedModelProfileName": profile.name,  # the row: ours, NIM has no such field
         "selectedModelProfile": {"name": profile.name, "digest": profile.digest, "tags": dict(profile.tags)},
     }
     return Response(body=orjson.dumps(body))

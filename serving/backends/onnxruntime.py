@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,9 @@ class OnnxRuntime:
 
 def load(engine: bytes, options: LoadOptions) -> OnnxRuntime:
     """ONNX bytes -> a session on the CPU. Raises BackendError."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = (
+        "1"  # read when it is imported; the call below comes too late to stop all of it
+    )
     try:
         import onnxruntime
     except ImportError as error:

@@ -19,6 +19,7 @@ from serving.backends.base import Inputs, LoadOptions
 from serving.backends.checks import check_inputs, check_output
 from serving.errors import BackendError
 
+DIGEST_BYTES = 32  # of BLAKE3, before the kernels in a cache file
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +90,8 @@ class TensorRt:
         else:
             config = self._engine.create_runtime_config()
             self._runtime_cache = config.create_runtime_cache()
-            if self._cache_file.is_file() and not self._runtime_cache.deserialize(self._cache_file.read_bytes()):
+            kept = _whole(self._cache_file)
+            if kept is not None and not self._runtime_cache.deserialize(kept):
                 log.warning("%s: made for another machine or version; compiling again", self._cache_file)
             config.set_runtime_cache(self._runtime_cache)
             context = self._engine.create_execution_context(config)
@@ -103,10 +105,23 @@ class TensorRt:
             return
         partial = self._cache_file.with_suffix(f".{os.getpid()}")
         try:
-            partial.write_bytes(bytes(self._runtime_cache.serialize()))
+            kernels = bytes(self._runtime_cache.serialize())
+            partial.write_bytes(blake3.blake3(kernels).digest() + kernels)
             partial.replace(self._cache_file)
         except OSError as error:  # a read-only cache is legal: the next start compiles again
             log.info("compiled kernels are not kept: %s", error)
+
+
+def _whole(cache_file: Path) -> bytes | None:
+    """The kept kernels, if they are as they were written: TensorRT must not parse bytes that a disk changed."""
+    if not cache_file.is_file():
+        return None
+    content = cache_file.read_bytes()
+    digest, kernels = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if blake3.blake3(kernels).digest() == digest:
+        return kernels
+    log.warning("%s: does not match its digest; compiling again", cache_file)
+    return None
 
 
 def load_tensorrt(engine: bytes, options: LoadOptions) -> TensorRt:
