@@ -24,7 +24,7 @@ demo: $(READY)  ## sku_matrix.yaml -> engines, verdicts, manifest, image, a runn
 
 test: $(READY)  ## every test that can run on this machine
 	@containers/engine.sh || true
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not docker'
@@ -46,4 +46,4 @@ ui: $(READY)  ## the Dagster UI on this machine
 	$(BIN)/enginery ui
 
 clean:  ## everything that a build made, but for the virtual environment
-	rm -rf dist .store .dagster build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf dist .store .store-tests .dagster build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

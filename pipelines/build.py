@@ -17,8 +17,9 @@ from pipelines.matrix import Matrix, Model, Worker
 from pipelines.package import Candidate
 from pipelines.plan import State, states
 from pipelines.run import Listener, Outcome, run
-from pipelines.steps import Graph, Ref, RowPlan, graph, target_of, version_of
+from pipelines.steps import Graph, Ref, RowPlan, graph, target_of
 from pipelines.store import Store, canonical, file_digest, step_key, write_atomically
+from pipelines.toolchain import version_of
 
 # backend -> the distribution whose version an engine is bound to
 BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.plan import State, states
 from pipelines.report import CheckLine, ImageLine, Layer, ReportModel, ReportRow, StageLine
-from pipelines.steps import Graph, Ref, RowPlan, cpu_model, version_of
+from pipelines.steps import Graph, Ref, RowPlan
 from pipelines.store import Record, Store
+from pipelines.toolchain import cpu_model, version_of
 
 if TYPE_CHECKING:
     from pipelines.build import ModelResult

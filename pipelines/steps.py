@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from pipelines import retrieval, sources
+from pipelines import retrieval
 from pipelines.matrix import Matrix, Model, Row, Worker, refusal_here
+from pipelines.toolchain import cpu_model, serving_code, source_digest, versions
 from serving.profile import Precision
 
-# The distributions whose version can change a stage's bytes.
-TOOLCHAIN = {
-    "export": ("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
-    "quantize": ("nvidia-modelopt", "onnx", "onnxruntime", "tokenizers"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
-    "tensorrt": ("tensorrt",),
-    "openvino": ("openvino",),
-    "onnx": (),
-    "measure": ("onnxruntime", "openvino", "tokenizers", "onnx", "ir-measures"),
-}
 # What executes a compiler's engine.
 BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
@@ -303,38 +291,3 @@ def rung_above(row: Row, rows: Iterable[Row]) -> Row | None:
     same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
     generic = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
     return next(iter(sorted(same_sku, key=lambda r: r.precision.bits) or generic), None)
-
-
-def versions(part: str) -> dict[str, str]:
-    return {name: version_of(name) for name in TOOLCHAIN[part]}
-
-
-def source_digest(source: str, base: Path) -> str:
-    """What the bytes of a model are. A hub's revision is one already, and planning must not download."""
-    return source if source.startswith("hf://") else sources.digest(sources.resolve(source, base))
-
-
-@cache
-def version_of(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-@cache
-def serving_code(*parts: str) -> str:
-    """A digest over sources of the server: a verdict is only as good as the code that judged."""
-    root = Path(__file__).parent.parent / "serving"
-    digest = hashlib.sha256()
-    for part in parts:
-        target = root / part
-        for path in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return "sha256:" + digest.hexdigest()
-
-
-@cache
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

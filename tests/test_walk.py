@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines import docker_engine, image
+from pipelines.demo import HARDENED
 from pipelines.store import Store
 from serving import manifest
 from serving.tasks.embed import load_golden
 from tests.pipelines.conftest import ROOT, texts_json, tiny_model  # noqa: F401  fixtures
+from tests.pipelines.test_image import cache, engine  # noqa: F401  fixtures
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("walk")]
 
@@ -223,3 +227,80 @@ def test_the_server_says_which_row_it_serves(served: str) -> None:
     profiles = {p.id: p.name for p in manifest.load(listed.encode()).profiles}
     assert profiles[metadata["selectedModelProfileId"]] == "tiny__cpu-avx2__fp32__tp1"
     assert httpx.get(f"{served}/v1/models").json()["data"][0]["id"] == "tiny"
+
+
+# In a container
+
+
+@pytest.fixture(scope="module")
+def built_image(walk: Walk, cache: Path, engine: docker_engine.Engine) -> Iterator[str]:  # noqa: F811
+    (made,) = image.build_images(walk.model, ("cpu",), store=Store(cache), builder="host")
+    yield made.image_id
+    engine.remove(made.reference)
+
+
+@contextmanager
+def container(image_id: str, *options: str) -> Iterator[tuple[str, str]]:
+    """Run as a stranger would: (its URL, its name)."""
+    command = ["docker", "run", "--detach", *HARDENED, "--publish", "127.0.0.1::8000", *options, image_id]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        published = subprocess.run(["docker", "port", name, "8000"], capture_output=True, text=True, check=True)
+        url = f"http://{published.stdout.split()[0]}"
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/v1/health/ready").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield url, name
+    finally:
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_the_image_serves_a_stranger_without_network_rights_or_a_home(
+    walk: Walk, built_image: str, served: str
+) -> None:
+    texts = ["Open a file and read its lines.", "Two eggs and a cup of flour."]
+    with container(built_image) as (url, _):
+        assert np.allclose(embed(url, texts), embed(served, texts), atol=1e-5)
+        assert httpx.get(f"{url}/v1/metadata").json()["selectedModelProfileName"] == "tiny__cpu-avx2__fp32__tp1"
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_a_container_without_any_network_becomes_ready(built_image: str) -> None:
+    command = ["docker", "run", "--detach", *HARDENED, "--network", "none", built_image]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        for _ in range(300):
+            if (
+                subprocess.run(["docker", "exec", name, "healthcheck"], capture_output=True, check=False).returncode
+                == 0
+            ):
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail(subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=False).stderr)
+    finally:
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_a_flipped_byte_in_an_image_is_refused_before_ready_and_the_next_profile_serves(
+    walk: Walk, built_image: str, tmp_path: Path
+) -> None:
+    profiles = {p.name: p for p in manifest.read(walk.model / "model_manifest.yaml").profiles}
+    blob = walk.model / "rootfs" / "opt" / "nim" / profiles["tiny__cpu-avx2__fp32__tp1"].file("engine.blob").uri
+    damaged = tmp_path / "blob"
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    damaged.chmod(0o644)
+    with container(built_image, "--volume", f"{damaged}:/opt/nim/blobs/blake3/{blob.name}:ro") as (url, name):
+        assert httpx.get(f"{url}/v1/metadata").json()["selectedModelProfileName"] == "tiny__cpu-x86-64__fp32__tp1"
+        logs = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=True)
+    assert "blake3" in logs.stdout + logs.stderr
+    assert "tiny__cpu-avx2__fp32__tp1" in logs.stdout + logs.stderr
