@@ -5,11 +5,12 @@ Partitions: models, models x precisions, and rows, each one static key; mappings
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from pipelines.checks import GATE, gate_result
+from pipelines.checks import GATE, gate_result, table
 from pipelines.image import describe
 from pipelines.resources import Factory
 from pipelines.run import Outcome
@@ -54,6 +55,10 @@ def shown(record: Record, store: Store, *names: str) -> dict[str, Any]:
     return metadata
 
 
+def engine_size(verdict: Record, store: Store) -> int:
+    return store.path(verdict.ingredients["inputs"]["engine"]).stat().st_size
+
+
 def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     """The assets of one matrix. Rows that this machine cannot build are partitions too, skipped with the reason."""
     by_row: dict[str, RowPlan] = {plan.row.name: plan for plan in graph.rows}
@@ -83,7 +88,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         assert record is not None  # `bring` raised otherwise
         return record
 
-    @dg.asset(partitions_def=models, group_name="onnx", kinds={"onnx", "torch"})
+    @dg.asset(partitions_def=models, group_name="factory", kinds={"onnx", "torch"})
     def fp32_onnx(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The model as float32 ONNX with pooling inside, and its golden outputs."""
         step = f"export/{context.partition_key}"
@@ -96,7 +101,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=typed_partitions,
         deps=[dg.AssetDep(fp32_onnx, partition_mapping=model_to_typed)],
-        group_name="onnx",
+        group_name="factory",
         kinds={"onnx", "nvidia"},
     )
     def typed_onnx(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
@@ -121,7 +126,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             dg.AssetDep(typed_onnx, partition_mapping=dg.StaticPartitionMapping(rows_of_typed)),
         ],
         output_required=False,
-        group_name="engines",
+        group_name="factory",
         kinds={"tensorrt", "openvino"},
     )
     def engine(context: dg.AssetExecutionContext, factory: Factory):  # type: ignore[no-untyped-def]
@@ -140,7 +145,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         deps=[engine],
         check_specs=[GATE],
         output_required=False,
-        group_name="engines",
+        group_name="factory",
         kinds={"json"},
     )
     def verdict(context: dg.AssetExecutionContext, factory: Factory):  # type: ignore[no-untyped-def]
@@ -153,7 +158,16 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         said = json.loads(store.verified(record.outputs["verdict.json"]).read_bytes())
         metrics = {check["name"]: check["value"] for check in said["checks"] if isinstance(check["value"], int | float)}
         yield dg.MaterializeResult(
-            metadata={**shown(record, store, "verdict.json"), **metrics},
+            metadata={
+                **metrics,
+                "gate": dg.MetadataValue.md(table(said)),
+                "engine digest": said["digests"]["engine"],
+                "engine size_bytes": engine_size(record, store),
+                "report": dg.MetadataValue.path(
+                    Path(factory.dist).absolute() / by_row[context.partition_key].row.model.name / "report.html"
+                ),
+                **shown(record, store, "verdict.json"),
+            },
             data_version=dg.DataVersion(record.outputs["verdict.json"].digest),
             check_results=[gate_result(context.partition_key, said)],
         )
@@ -161,7 +175,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=models,
         deps=[dg.AssetDep(verdict, partition_mapping=rows_to_model)],
-        group_name="release",
+        group_name="factory",
         kinds={"yaml"},
     )
     def manifest(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
@@ -179,7 +193,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             data_version=dg.DataVersion(made.manifest_digest),
         )
 
-    @dg.asset(partitions_def=models, deps=[manifest], group_name="release", kinds={"docker"})
+    @dg.asset(partitions_def=models, deps=[manifest], group_name="factory", kinds={"docker"})
     def image(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The container images of a model, by digest."""
         made = factory.images(graph, context.partition_key)

@@ -13,6 +13,8 @@ from pipelines.store import write_atomically
 INSTANCE = b"""# Written by `enginery ui`. One machine, one user, nothing leaves it.
 telemetry:
   enabled: false
+nux:
+  enabled: false
 """
 
 
