@@ -24,5 +24,7 @@ def gate_result(row: str, verdict: Mapping[str, Any]) -> dg.AssetCheckResult:
 def table(verdict: Mapping[str, Any]) -> str:
     lines = ["| check | value | threshold | passed |", "|---|---|---|---|"]
     for check in verdict["checks"]:
-        lines.append(f"| {check['name']} | {check['value']} | {check['threshold']} | {check['passed']} |")
+        value, threshold = (("–" if check[part] is None else check[part]) for part in ("value", "threshold"))
+        judged = {True: "yes", False: "no", None: "not judged"}[check["passed"]]
+        lines.append(f"| {check['name']} | {value} | {threshold} | {judged} |")
     return "\n".join(lines)
