@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.matrix import Row
 from pipelines.plan import State, states
 from pipelines.report import CheckLine, ImageLine, Layer, ReportModel, ReportRow, StageLine
-from pipelines.steps import Graph, Ref, RowPlan
+from pipelines.steps import Graph, Ref, RowPlan, rung_above
 from pipelines.store import Record, Store
 from pipelines.toolchain import cpu_model, version_of
 
@@ -35,6 +36,7 @@ def collect(store: Store, steps: Graph, result: ModelResult) -> ReportModel:
     found = states(steps, store)
     plans = steps.of(result.model)
     metrics = {p.row.name: _json(store, found, p.metrics) for p in plans}
+    speeds = comparable_speeds([p.row for p in plans], metrics)
     some: Mapping[str, Any] = next((m["retrieval"] for m in metrics.values() if m), {})
     return ReportModel(
         model=result.model.name,
@@ -44,7 +46,7 @@ def collect(store: Store, steps: Graph, result: ModelResult) -> ReportModel:
         num_texts=next((len(m["cosine"]["values"]) for m in metrics.values() if m), 0),
         num_queries=some.get("num_queries", 0),
         reference_ndcg_at_10=some.get("reference_ndcg_at_10"),
-        rows=tuple(_row(p, store, found, metrics[p.row.name], result) for p in plans),
+        rows=tuple(_row(p, store, found, metrics[p.row.name], speeds, result) for p in plans),
         stages=_stages(plans, steps, found),
         images=tuple(
             ImageLine(
@@ -65,7 +67,12 @@ def collect(store: Store, steps: Graph, result: ModelResult) -> ReportModel:
 
 
 def _row(
-    plan: RowPlan, store: Store, found: Mapping[str, State], metrics: Mapping[str, Any], result: ModelResult
+    plan: RowPlan,
+    store: Store,
+    found: Mapping[str, State],
+    metrics: Mapping[str, Any],
+    speeds: Mapping[str, tuple[float, float]],
+    result: ModelResult,
 ) -> ReportRow:
     row, sku = plan.row, plan.row.sku
     features = ", ".join(sku.cpu_features) or "any"
@@ -84,7 +91,7 @@ def _row(
             reason=plan.refusal,
         )
     engine = compiled.outputs["engine"] if compiled else None
-    speed = metrics.get("speed", {})
+    items_per_s, latency_s = speeds.get(row.name, (None, None))
     return ReportRow(
         row=row.name,
         sku=sku.name,
@@ -105,12 +112,36 @@ def _row(
         ndcg_at_10=_figure(metrics, "retrieval", "ndcg_at_10"),
         ndcg_drop=_figure(metrics, "retrieval", "drop"),
         batch_invariance=_figure(metrics, "batch_invariance", "min_cosine"),
-        items_per_s=speed.get("items_per_s"),
-        latency_s=speed.get("latency_s"),
-        throughput_ratio=speed.get("throughput_ratio"),
+        items_per_s=items_per_s,
+        latency_s=latency_s,
+        throughput_ratio=metrics.get("speed", {}).get("throughput_ratio"),
         checks=tuple(CheckLine(**check) for check in verdict.get("checks", ())),
         engine_digest=engine.digest if engine else "",
     )
+
+
+def comparable_speeds(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """row -> items/s and s per query. Each was timed in turn with its rung above only, so figures go down the ladder:
+
+    a row's are those of the rung above times the ratio. The generic profile, at the top, has its own.
+    """
+    found: dict[str, tuple[float, float]] = {}
+
+    def of(row: Row) -> tuple[float, float] | None:
+        speed = metrics.get(row.name, {}).get("speed")
+        if speed is None:
+            return None
+        above = rung_above(row, rows)
+        base = of(above) if above is not None and speed.get("above") else None
+        if base is None:
+            return float(speed["items_per_s"]), float(speed["latency_s"])
+        return base[0] * float(speed["throughput_ratio"]), base[1] * float(speed["latency_ratio"])
+
+    for row in rows:
+        pair = of(row)
+        if pair is not None:
+            found[row.name] = pair
+    return found
 
 
 def _stages(plans: tuple[RowPlan, ...], steps: Graph, found: Mapping[str, State]) -> tuple[StageLine, ...]:

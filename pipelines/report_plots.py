@@ -101,7 +101,7 @@ def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str) -> None:
         marker = MARKERS[members[0].precision]
         axis.plot(x, loss, marker, markersize=9, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.6)
     axis.set_yscale("log")
-    axis.set_ylim(LEAST_LOSS / 3, 1)
+    axis.set_ylim(LEAST_LOSS / 12, 1)
     axis.invert_yaxis()
     widest = max(x for x, _, _ in marks) * 1.55
     axis.set_xlim(0, widest)
@@ -143,19 +143,19 @@ def _marks(rows: Sequence[ReportRow], kind: str) -> list[Mark]:
 
 
 def _label(axis: Any, marks: Sequence[Mark], widest: float) -> None:
-    """Names beside the marks; one that would run into the next mark's name goes below it."""
+    """Names beside the marks; one that would run into names further right goes above them, a line for each."""
     for place, (x, loss, members) in enumerate(marks):
         row = members[0]
         who = row.sku if len(members) == 1 else f"{len(members)} rows"
         refused = "" if any(m.state == "passed" for m in members) else ", refused"
-        follows = any(
+        followed_by = sum(
             0 <= other_x - x < 0.45 * widest and 0.4 < other_loss / loss < 2.5
             for other_x, other_loss, _ in marks[place + 1 :]
         )
         axis.annotate(
             f"{row.precision} · {who}{refused}",
             (x, loss),
-            xytext=(-5, 11) if follows else (9, 0),
+            xytext=(-5, 11 * followed_by) if followed_by else (9, 0),
             textcoords="offset points",
             va="center",
             fontsize=8.2,

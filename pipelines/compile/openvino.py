@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
+from serving.backends.openvino import import_openvino
+from serving.errors import BackendError
 from serving.profile import Precision
 
 # What the matrix products are to run in. int8 pairs are in the graph; the rest of such a graph runs in f32.
@@ -32,7 +32,6 @@ ISA_FLAGS = {
     "AVX512_CORE_AMX_FP16": "amx_fp16",
 }
 LEAST_ISA = {Precision.BF16: "AVX512_CORE_BF16", Precision.FP16: "AVX512_CORE_FP16"}
-ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 
 
 def compile_engine(order: CompileOrder) -> Engine:
@@ -64,7 +63,7 @@ def compile_engine(order: CompileOrder) -> Engine:
     )
 
 
-def _load(cpu_isa: str | None) -> ModuleType:
+def _load(cpu_isa: str | None) -> Any:
     """Import OpenVINO with the instruction set bounded, which oneDNN reads once in a process's life."""
     if cpu_isa is not None:
         flag = ISA_FLAGS.get(cpu_isa)
@@ -72,14 +71,10 @@ def _load(cpu_isa: str | None) -> ModuleType:
             raise CompileError(f"cpu_isa '{cpu_isa}' is not a name of oneDNN's; one of {', '.join(ISA_FLAGS)} is")
         if flag not in _cpu_flags(Path("/proc/cpuinfo")):
             raise CompileError(f"cpu_isa {cpu_isa}: this machine's CPU has no {flag}; this needs a worker that has it")
-        if "openvino" in sys.modules and os.environ.get(ISA_VARIABLE) != cpu_isa:
-            raise CompileError(f"cpu_isa {cpu_isa}: OpenVINO is already loaded here; compile in a fresh process")
-        os.environ[ISA_VARIABLE] = cpu_isa
     try:
-        import openvino
-    except ImportError as error:
-        raise CompileError(f"OpenVINO is not installed here ({error}); install the extra 'openvino'") from error
-    return openvino  # type: ignore[no-any-return]
+        return import_openvino(cpu_isa)
+    except BackendError as error:
+        raise CompileError(f"{error}; compile in a fresh process, with the extra 'openvino' installed") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from pipelines.compile import COMPILERS, openvino, tensorrt
 from pipelines.compile.base import CompileOrder
 from pipelines.errors import CompileError
+from serving.backends.openvino import ISA_VARIABLE
 from serving.profile import Precision, ShapeRange
 from tests.pipelines.conftest import SHAPES, RunStage, write_onnx
 
@@ -181,7 +182,7 @@ def test_an_instruction_set_that_this_machine_lacks_needs_a_worker(
 def test_an_instruction_set_cannot_be_changed_once_openvino_is_loaded(
     run_stage: RunStage, fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(openvino.ISA_VARIABLE, raising=False)
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
     monkeypatch.setattr(openvino, "_cpu_flags", lambda cpuinfo: frozenset({"avx2"}))
     monkeypatch.setitem(sys.modules, "openvino", sys.modules.get("openvino", sys))
     with pytest.raises(CompileError, match="compile in a fresh process"):
