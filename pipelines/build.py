@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pipelines import image, package, report, report_facts, worker
 from pipelines import matrix as matrices
-from pipelines.errors import EngineryError, MatrixError, PackageError
+from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, PackageError
 from pipelines.image import ImageResult
 from pipelines.matrix import Matrix, Model, Worker
 from pipelines.package import Candidate
@@ -101,7 +101,7 @@ def build(
                 result = package_model(workshop, steps, model.name, errors)
                 if with_images:
                     say(f"images of {model.name}")
-                    result = image_model(workshop, result, base=base)
+                    result = image_or_context(workshop, result, base)
                 write_report(workshop, steps, result)
             except EngineryError as error:
                 folder = workshop.dist / model.name
@@ -187,6 +187,15 @@ def missing(plan: RowPlan, found: Mapping[str, State], errors: Mapping[str, str]
     return errors.get(plan.verdict.step, "it is not judged yet")
 
 
+def image_or_context(workshop: Workshop, packaged: ModelResult, base: str | None) -> ModelResult:
+    """The images; where none can be made, a note that says why and where the complete context is."""
+    try:
+        return image_model(workshop, packaged, base=base)
+    except ImageContextOnly as error:
+        (packaged.folder / "images.json").unlink(missing_ok=True)  # of an earlier build: it is not of this manifest
+        return replace(packaged, notes=(*packaged.notes, str(error)))
+
+
 def image_model(workshop: Workshop, packaged: ModelResult, *, base: str | None = None) -> ModelResult:
     """Build a packaged model's images; write images.json beside its manifest."""
     folder = packaged.folder
@@ -207,7 +216,7 @@ def image_model(workshop: Workshop, packaged: ModelResult, *, base: str | None =
     ]
     write_atomically(folder / "images.json", json.dumps(listed, indent=1).encode())
     notes = tuple(dict.fromkeys(note for result in made for note in result.notes))
-    return ModelResult(**{**packaged.__dict__, "images": made, "notes": (*packaged.notes, *notes)})
+    return replace(packaged, images=made, notes=(*packaged.notes, *notes))
 
 
 def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:

@@ -58,6 +58,10 @@ class ImageError(EngineryError):
     exit_code = 15
 
 
+class ImageContextOnly(ImageError):
+    """No image can be made on this machine; what `docker build` needs elsewhere was written instead."""
+
+
 class StoreError(EngineryError):
     """The store holds bytes that do not match their digest, or cannot be written."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines import docker_engine, dockerfile, oci, package, runtime
 from pipelines.docker_engine import Engine
-from pipelines.errors import ImageError
+from pipelines.errors import ImageContextOnly, ImageError
 from pipelines.runtime import Builder, Runtime
 from pipelines.store import Record, Store, step_key, write_atomically
 from serving import manifest
@@ -75,7 +75,7 @@ def build_images(
         bases = runtime.prepare(possible, store=store, engine=engine, base=base, containers=containers, builder=builder)
     except ImageError as error:
         written = write_context(folder, possible, containers=containers, store=store)
-        raise ImageError(
+        raise ImageContextOnly(
             f"{error}\nthe complete image context is in {written}: where a Docker engine and a base are, run\n"
             f"  docker build --build-arg BASE=IMAGE --file {possible[0]}.Dockerfile {written.name}"
         ) from error
