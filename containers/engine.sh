@@ -8,6 +8,10 @@ if [ "$(id -u)" != 0 ] || ! command -v dockerd >/dev/null 2>&1; then
 fi
 log="${TMPDIR:-/tmp}/enginery-dockerd.log"
 echo "Starting the installed Docker engine (log: $log)." >&2
+if ! grep -qsxE 'dockerd|containerd' /proc/[0-9]*/comm; then
+  # Left by an engine that was killed: a number in them may be another process's by now, and dockerd would wait for it.
+  rm -f /var/run/docker.pid /var/run/docker/containerd/containerd.pid
+fi
 setsid dockerd >"$log" 2>&1 </dev/null &
 for _ in $(seq 1 60); do
   docker version >/dev/null 2>&1 && exit 0
