@@ -91,7 +91,7 @@ def run(request: StageRequest) -> StageResult:
         "cosine": cosine(runner.vectors(items), golden.vectors),
         "batch_invariance": batch_invariance(runner, items),
         "retrieval": _retrieval(runner, labelled, inputs),
-        "realized_precision": _realized(runner.backend, engine),
+        "realized_precision": _realized(runner.backend, engine, inputs.get("typed.onnx")),
     }
     runner.backend.close()
     judged_s = time.monotonic() - started
@@ -249,11 +249,11 @@ def _expected(spec: embed.EmbedSpec, labelled: _Labelled, inputs: Mapping[str, P
     return values
 
 
-def _realized(backend: Backend, engine: bytes) -> dict[str, float]:
-    """What the backend tells; of ONNX, what the graph says."""
+def _realized(backend: Backend, engine: bytes, typed: Path | None) -> dict[str, float]:
+    """What the backend tells; where it cannot, what the graph says: TensorRT keeps to the types of a typed ONNX."""
     shares = backend.realized_precision()
-    if not shares and backend.name == "onnxruntime":
-        shares = typed_onnx.realized_precision(engine)
+    if not shares and (typed is not None or backend.name == "onnxruntime"):
+        shares = typed_onnx.realized_precision(typed.read_bytes() if typed is not None else engine)
     return {name: _round(share) for name, share in sorted(shares.items())}
 
 

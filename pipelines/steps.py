@@ -86,7 +86,7 @@ class Graph:
 
 def graph(matrix: Matrix, rows: Iterable[Row], worker: Worker) -> Graph:
     """Lay out the steps of these rows for this worker."""
-    layout = _Layout(matrix)
+    layout = _Layout(matrix, worker)
     plans = []
     for row in rows:
         refusal = refusal_here(row, worker)
@@ -97,8 +97,8 @@ def graph(matrix: Matrix, rows: Iterable[Row], worker: Worker) -> Graph:
 class _Layout:
     """Steps as they are asked for, each once; a step is added after those it takes from."""
 
-    def __init__(self, matrix: Matrix) -> None:
-        self.matrix = matrix
+    def __init__(self, matrix: Matrix, worker: Worker) -> None:
+        self.matrix, self.worker = matrix, worker
         self.steps: dict[str, Step] = {}
         self._source_digest = cache(source_digest)  # a model's bytes are hashed once for all its rows
         self._beir_digest = cache(retrieval.beir_digest)
@@ -238,8 +238,9 @@ class _Layout:
         return Ref(step=step, output="reference.json")
 
     def metrics(self, row: Row) -> Ref:
-        """Measured on the engine where it runs on a CPU; else on the typed ONNX that every such SKU shares."""
-        runs_here = row.sku.kind == "cpu"
+        """Measured on the engine where it runs here; else on the typed ONNX that every SKU of that precision shares."""
+        on_gpu = any(pci_id in row.sku.pci_ids for pci_id in self.worker.gpu_pci_ids)
+        runs_here = row.sku.kind == "cpu" or on_gpu
         inputs = {
             "engine": self.engine(row) if runs_here else self.typed(row),
             "tokenizer.json": self.exported(row.model, "tokenizer.json"),
@@ -257,7 +258,9 @@ class _Layout:
             "speed": runs_here,
         }
         if runs_here:
-            params["machine"] = cpu_model()
+            params["machine"] = row.sku.name if on_gpu else cpu_model()
+            if on_gpu:
+                inputs["typed.onnx"] = self.typed(row)  # a GPU engine does not tell its layers' formats
             above = rung_above(row, self.matrix.rows)
             if above is not None:
                 inputs["above"] = self.engine(above)
@@ -266,9 +269,10 @@ class _Layout:
                     "precision": str(above.precision),
                     "cpu_isa": above.sku.cpu_isa,
                 }
+        place = f"{row.sku.name}__tp{row.tp}" if on_gpu else target_of(row) if runs_here else "typed-onnx"
         step = self.add(
             "measure",
-            f"{row.model.name}__{row.precision}__{target_of(row) if runs_here else 'typed-onnx'}",
+            f"{row.model.name}__{row.precision}__{place}",
             params,
             inputs,
             toolchain=versions("measure"),
@@ -286,8 +290,9 @@ def target_of(row: Row) -> str:
 
 
 def rung_above(row: Row, rows: Iterable[Row]) -> Row | None:
-    """What a CPU row is timed against: the next wider precision of its SKU, else the generic fp32 row (None for it)."""
+    """What a row is timed against: the next wider precision of its SKU; for a CPU else the generic fp32 row."""
     rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
     same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
-    generic = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
+    of_any_cpu = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
+    generic = of_any_cpu if row.sku.kind == "cpu" else []
     return next(iter(sorted(same_sku, key=lambda r: r.precision.bits) or generic), None)

@@ -189,3 +189,18 @@ def test_a_step_that_takes_nothing_is_known_by_its_parameters(tmp_path: Path) ->
 def test_thresholds_survive_the_way_through_a_steps_parameters(demo_graph: Graph) -> None:
     judge = next(step for step in demo_graph.steps.values() if step.stage == "judge")
     assert Thresholds(**judge.params["thresholds"]).proof_min_cosine > 0.9
+
+
+def test_a_gpu_row_is_measured_on_its_engine_where_that_gpu_is(demo: Matrix) -> None:
+    worker = replace(WORKER, gpu_pci_ids=("26b9",))
+    plans = {plan.row.name: plan for plan in graph(demo, demo.rows, worker).rows}
+    steps = graph(demo, demo.rows, worker).steps
+    ours, theirs = (plans[f"all-minilm-l6-v2__{sku}__fp8__tp1"].metrics for sku in ("l40s", "l4"))
+    assert ours is not None
+    assert theirs is not None
+    here, elsewhere = steps[ours.step], steps[theirs.step]
+    assert (here.params["judged_on"], here.params["backend"], here.params["speed"]) == ("engine", "tensorrt-rtx", True)
+    assert here.inputs["engine"] == plans["all-minilm-l6-v2__l40s__fp8__tp1"].engine
+    assert "fp16" in here.inputs["above"].step
+    assert here.exclusive
+    assert elsewhere.params["judged_on"] == "typed-onnx"
