@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import re
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
+from serving.backends.tensorrt import import_tensorrt_rtx
+from serving.errors import BackendError
 
 # The GPU's name in words, for messages: what a person calls a compute capability.
 SKUS = {
@@ -25,8 +24,6 @@ SKUS = {
     "12.0": "RTX 5090, RTX PRO 6000 Blackwell",
     "12.1": "GB10",
 }
-# The bindings come without the libraries they bind: ONNX Runtime's plugin package carries those, under full names.
-RTX_LIBRARIES = ("libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
 # What TensorRT says -> what a person can do about it.
 REMEDIES = {
     "HW-specific datatypes: fp8": "fp8 needs compute capability 8.9 or newer; use fp16 or int8 for this SKU",
@@ -71,22 +68,12 @@ def compile_with_tensorrt(order: CompileOrder) -> Engine:
     return _build(trt, order, lambda config: None)
 
 
-def load_rtx() -> ModuleType:
-    """The bindings of TensorRT for RTX, its libraries loaded first. Raises CompileError."""
-    if "tensorrt_rtx_bindings" in sys.modules:
-        return sys.modules["tensorrt_rtx_bindings"]
-    spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
+def load_rtx() -> Any:
+    """The bindings of TensorRT for RTX, as the server imports them. Raises CompileError."""
     try:
-        if spec is None or spec.origin is None:
-            raise ImportError("onnxruntime-ep-nv-tensorrt-rtx-cu13, which carries its libraries, is not installed")
-        for name in RTX_LIBRARIES:
-            matches = sorted(Path(spec.origin).parent.glob(f"{name}*"), key=lambda p: len(p.name))
-            if not matches:
-                raise ImportError(f"{name} is not in {Path(spec.origin).parent.name}")
-            ctypes.CDLL(str(matches[-1]), mode=ctypes.RTLD_GLOBAL)
-        return importlib.import_module("tensorrt_rtx_bindings")
-    except (ImportError, OSError) as error:
-        raise CompileError(f"TensorRT for RTX cannot be used ({error}); install the extra 'tensorrt-rtx'") from error
+        return import_tensorrt_rtx()
+    except BackendError as error:
+        raise CompileError(f"{error}, or install the extra 'tensorrt-rtx'") from error
 
 
 def _build(trt: ModuleType, order: CompileOrder, configure: Any) -> Engine:
