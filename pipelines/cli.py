@@ -16,10 +16,12 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pipelines.errors import EngineryError
+from serving import __version__
 
 app = App(
     name="enginery",
     help="An open engine factory: sku_matrix.yaml in; judged engines, a hashed manifest and serving images out.",
+    version=__version__,
     version_flags=["--version"],
 )
 
@@ -69,7 +71,7 @@ def build(
     ] = None,
     jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
 ) -> int:
-    """Bring every selected row up to date; write dist/<model>/ with manifest, image context, images and report."""
+    """Bring every selected row up to date; write dist/MODEL with manifest, image context, images and report."""
     from pipelines import console
     from pipelines.build import Workshop
     from pipelines.build import build as build_all
@@ -85,7 +87,7 @@ def build(
 
 @app.command
 def serve(
-    model_dir: Annotated[Path, Parameter(help="dist/<model>, as `enginery build` wrote it.")],
+    model_dir: Annotated[Path, Parameter(help="dist/MODEL, as `enginery build` wrote it.")],
     /,
     *,
     host: str = "127.0.0.1",
@@ -108,7 +110,7 @@ def serve(
 
 @app.command
 def demo(
-    model_dir: Annotated[Path | None, Parameter(help="dist/<model>; the only one in dist/ when not given.")] = None,
+    model_dir: Annotated[Path | None, Parameter(help="dist/MODEL; the only one in dist when not given.")] = None,
     /,
     *,
     dist: DistDir = Path("dist"),
