@@ -23,6 +23,7 @@ app = App(
     help="An open engine factory: sku_matrix.yaml in; judged engines, a hashed manifest and serving images out.",
     version=__version__,
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main says what an interruption means
 )
 
 MatrixFile = Annotated[Path, Parameter(name=["--matrix", "-m"], help="The matrix to read.")]

@@ -8,7 +8,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 
 from pipelines.build import BuildResult
 from pipelines.image import describe
@@ -22,23 +23,30 @@ def screen() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
+class _StepBar(BarColumn):
+    """A bar for what has a known end; nothing for a running step, whose end nobody knows."""
+
+    def render(self, task: Task) -> ProgressBar:
+        return ProgressBar(total=1, completed=0, width=0) if task.total is None else super().render(task)
+
+
 class BuildProgress:
     """Live progress of a build: a bar over all steps, a spinner per running one, a line per finished one."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.console = console
-        self.counts: Counter[str] = Counter()
+        self._finished, self._total = 0, total
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
+            _StepBar(bar_width=24),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._progress.add_task("steps", total=total)
+        self._all = self._progress.add_task("steps", total=total, count=f"0/{total}")
         self._running: dict[str, TaskID] = {}
 
     def __enter__(self) -> BuildProgress:
@@ -56,14 +64,14 @@ class BuildProgress:
 
     def __call__(self, event: str, step: Step, outcome: Outcome | None) -> None:
         if event == "started":
-            self._running[step.id] = self._progress.add_task(f"{step.stage} {step.subject}", total=None)
+            self._running[step.id] = self._progress.add_task(f"{step.stage} {step.subject}", total=None, count="")
             return
         if step.id in self._running:
             self._progress.remove_task(self._running.pop(step.id))
-        self._progress.advance(self._all)
+        self._finished += 1
+        self._progress.update(self._all, advance=1, count=f"{self._finished}/{self._total}")
         if outcome is None:
             return
-        self.counts["failed" if outcome.record is None else "reused" if outcome.reused else "built"] += 1
         if outcome.error is not None and outcome.blocked_by is None:
             self.console.print(f"[red]✗[/] {step.stage:9}{step.subject}\n    {escape(outcome.error)}")
         elif outcome.record is not None and not outcome.reused and step.stage != "judge":
