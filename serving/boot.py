@@ -45,13 +45,19 @@ def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], mach
         machine = machine or hardware.detect(cpu_only=settings.cpu_only, visible_gpus=settings.visible_gpus)
     decisions = select.decide(offered.profiles, machine)
     failures: dict[str, str] = {}
+    tried: dict[_Attempt, str] = {}  # -> the profile that failed
     for profile in select.candidates(decisions, settings.wanted_profile):
+        decision = next(d for d in decisions if d.profile.id == profile.id)
+        attempt = _attempt(profile, decision.gpus)
+        if attempt in tried:  # SKUs of one compute capability share their files
+            failures[profile.id] = f"it is the engine of {tried[attempt]}, which failed"
+            log.info("Skipped profile: %s (%s): %s", profile.id, profile.name, failures[profile.id])
+            continue
         lines = startup_lines(decisions, profile)
         if failures:  # the rest has been said
             lines = lines[next(n for n, line in enumerate(lines) if line.startswith("Selected profile:")) :]
         for line in lines:
             log.info(line)
-        decision = next(d for d in decisions if d.profile.id == profile.id)
         try:
             return _service(settings, offered, profile, machine, decision.gpus, metrics, phase)
         except Exception as error:  # whatever is wrong with one profile's files, the next may be whole
@@ -61,10 +67,20 @@ def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], mach
             if settings.wanted_profile is not None:
                 raise error from None
             failures[profile.id] = f"{type(error).__name__}: {error}"
+            tried[attempt] = profile.name
             log.error("Profile %s (%s) failed, trying the next: %s", profile.id, profile.name, error)
     raise NoProfile(
         [f"{d.profile.id} ({d.profile.name}): {d.refusal or failures.get(d.profile.id)}" for d in decisions]
     )
+
+
+_Attempt = tuple[str, str, float, tuple[str, ...], tuple[int, ...]]
+
+
+def _attempt(profile: Profile, gpus: tuple[int, ...]) -> _Attempt:
+    """Everything that decides how a profile fares: two profiles with the same cannot fare differently."""
+    checksums = tuple(sorted(file.checksum for file in profile.files))
+    return profile.backend, profile.tags.get("precision", ""), profile.proof_min_cosine, checksums, gpus
 
 
 def _service(

@@ -175,6 +175,17 @@ def test_when_every_profile_fails_each_reason_is_listed(root: Path, other: Tiny)
     assert "is missing" in str(caught.value)
 
 
+def test_the_same_engine_under_another_skus_name_is_not_tried_twice(
+    root: Path, tiny: Tiny, other: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = other.files("engine.onnx", tiny.onnx)  # the proof of another model: loads, and fails its proof
+    rows = {row: {**GENERIC, "sku": row} for row in ("tiny__a__fp32__tp1", "tiny__b__fp32__tp1")}
+    write_manifest(root, [add_profile(root, row, tags, damaged) for row, tags in rows.items()])
+    with pytest.raises(NoProfile, match="it is the engine of tiny__a__fp32__tp1, which failed"):
+        start(root)
+    assert sum("failed, trying the next" in message for message in caplog.messages) == 1
+
+
 def test_texts_longer_than_the_engine_takes_are_refused_at_the_start(root: Path, tiny: Tiny) -> None:
     files = {file.path: (root / file.uri).read_bytes() for file in profile(root, SECOND).files}
     files["task.json"] = files["task.json"].replace(b'"max_tokens":32', b'"max_tokens":64')
