@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tarfile
@@ -234,12 +233,6 @@ def write_layout(folder: Path, images: Mapping[str, Image], store: Store) -> Non
     for path in blobs.iterdir():
         if f"sha256:{path.name}" not in wanted:
             path.unlink()
-
-
-def read_index(folder: Path) -> dict[str, str]:
-    """The references in a layout and their manifests' digests."""
-    index = json.loads((folder / "index.json").read_bytes())
-    return {m["annotations"]["org.opencontainers.image.ref.name"]: m["digest"] for m in index["manifests"]}
 
 
 def link(source: Path, target: Path) -> None:

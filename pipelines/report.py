@@ -113,11 +113,6 @@ class ReportModel:
         return tuple(row for row in self.rows if row.state in states)
 
 
-def write(path: Path, model: ReportModel) -> None:
-    """Write the report to `path`."""
-    path.write_text(render(model), encoding="utf-8")
-
-
 def render(model: ReportModel) -> str:
     """The whole page, plots included: it loads nothing and runs no script."""
     import jinja2

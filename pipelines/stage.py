@@ -30,10 +30,6 @@ class StageRequest:
     inputs: Mapping[str, Path]  # name -> file: {"model.onnx": …}
     output_dir: Path  # exists and is empty; everything the stage writes goes here
 
-    @property
-    def version(self) -> str:
-        return stage_version(self.stage)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
@@ -43,11 +39,7 @@ class StageResult:
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON values a person wants to see; never hashed
 
 
-def stage_version(stage: str) -> str:
-    """The version a stage module declares (`STAGE_VERSION`): raised when the same request would give other bytes."""
-    return str(VERSIONS[stage])
-
-
+# Part of every key: raised when the same request would give other bytes.
 VERSIONS = {"texts": 1, "export": 1, "quantize": 1, "compile": 1, "measure": 1}
 
 

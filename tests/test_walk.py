@@ -122,14 +122,12 @@ def test_skus_of_one_compute_capability_share_the_engines_bytes(walk: Walk) -> N
     assert "1 export, 1 quantize, 3 compile, 4 measure for 4 rows" in walk.first.stdout
 
 
-def test_a_second_build_builds_nothing_says_so_and_ends_quickly(walk: Walk) -> None:
+def test_a_second_build_builds_nothing_and_says_so(walk: Walk) -> None:
     before = (walk.model / "model_manifest.yaml").read_bytes()
-    started = time.monotonic()
     again = walk.enginery("build")
     assert again.returncode == 0, again.stderr
     assert "Nothing to build" in again.stdout
     assert (walk.model / "model_manifest.yaml").read_bytes() == before
-    assert time.monotonic() - started < 20  # 2 s alone on two cores; other tests may run beside it
 
 
 def test_touching_a_threshold_judges_again_and_runs_no_stage(walk: Walk) -> None:
