@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-fast lint format bench ui clean
+.PHONY: help demo demo-rerank demo-clip test test-fast lint format bench ui clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt requirements-demo.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 with venv, or say PYTHON=…"; exit 2; }
@@ -20,9 +20,27 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 demo: $(READY)  ## sku_matrix.yaml -> engines, verdicts, manifest, image, a running server that answers
 	@containers/engine.sh || true
 	$(BIN)/enginery build
-	$(BIN)/enginery demo
+	$(BIN)/enginery demo dist/all-minilm-l6-v2
 
-test: $(READY)  ## every test that can run on this machine
+demo-rerank: $(READY)  ## a reranker: trained here in minutes, then the same walk
+	@containers/engine.sh || true
+	test -f examples/rerank/model/config.json || $(BIN)/python examples/rerank/train.py
+	$(BIN)/enginery build --matrix examples/rerank/matrix.yaml
+	$(BIN)/enginery demo dist/docstring-reranker
+
+demo-clip: $(READY)  ## a small CLIP: trained here on pictures it draws, then the same walk
+	@containers/engine.sh || true
+	test -f examples/clip/model/config.json || $(BIN)/python examples/clip/train.py
+	$(BIN)/enginery build --matrix examples/clip/matrix.yaml
+	$(BIN)/enginery demo dist/drawn-clip
+
+# Public clients of NIM: their dependencies and the factory's do not agree, so they have an environment of their own.
+.venv-clients/.ready: requirements-clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-clients.txt
+	@touch $@
+
+test: $(READY) .venv-clients/.ready  ## every test that can run on this machine
 	@containers/engine.sh || true
 	ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadgroup
 

@@ -11,10 +11,10 @@ from typing import Any
 import dagster as dg
 
 from pipelines.checks import GATE, gate_result, table
+from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import describe
 from pipelines.resources import Factory
 from pipelines.run import Outcome
-from pipelines.steps import Graph, Ref, RowPlan
 from pipelines.store import Record, Store
 
 
@@ -55,8 +55,15 @@ def shown(record: Record, store: Store, *names: str) -> dict[str, Any]:
     return metadata
 
 
-def engine_size(verdict: Record, store: Store) -> int:
-    return store.path(verdict.ingredients["inputs"]["engine"]).stat().st_size
+def version(record: Record) -> dg.DataVersion:
+    """What a step made, as one version: the digests of its outputs."""
+    return dg.DataVersion(" ".join(blob.digest for _, blob in sorted(record.outputs.items())))
+
+
+def engine_size(said: dict[str, Any], store: Store) -> int:
+    """Of all engines that a verdict is about."""
+    digests = [digest for name, digest in said["digests"].items() if name.startswith("engine")]
+    return sum(store.path(digest).stat().st_size for digest in digests)
 
 
 def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
@@ -94,8 +101,8 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         step = f"export/{context.partition_key}"
         record = one(factory.bring(context, graph, step), step)
         return dg.MaterializeResult(
-            metadata=shown(record, factory.workshop().store, "model.onnx", "golden.json"),
-            data_version=dg.DataVersion(record.outputs["model.onnx"].digest),
+            metadata=shown(record, factory.workshop().store, *record.outputs),
+            data_version=version(record),
         )
 
     @dg.asset(
@@ -109,8 +116,8 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         ref = typed_of[context.partition_key]
         record = one(factory.bring(context, graph, ref.step), ref.step)
         return dg.MaterializeResult(
-            metadata=shown(record, factory.workshop().store, "model.onnx"),
-            data_version=dg.DataVersion(record.outputs["model.onnx"].digest),
+            metadata=shown(record, factory.workshop().store, *record.outputs),
+            data_version=version(record),
         )
 
     def built_here(context: dg.AssetExecutionContext, wanted: Callable[[RowPlan], Ref | None]) -> Ref | None:
@@ -136,8 +143,8 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             return
         record = one(factory.bring(context, graph, ref.step), ref.step)
         yield dg.MaterializeResult(
-            metadata=shown(record, factory.workshop().store, "engine"),
-            data_version=dg.DataVersion(record.outputs["engine"].digest),
+            metadata=shown(record, factory.workshop().store, *record.outputs),
+            data_version=version(record),
         )
 
     @dg.asset(
@@ -161,8 +168,8 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             metadata={
                 **metrics,
                 "gate": dg.MetadataValue.md(table(said)),
-                "engine digest": said["digests"]["engine"],
-                "engine size_bytes": engine_size(record, store),
+                **{f"{name} digest": digest for name, digest in said["digests"].items() if name.startswith("engine")},
+                "engine size_bytes": engine_size(said, store),
                 "report": dg.MetadataValue.path(
                     Path(factory.dist).absolute() / by_row[context.partition_key].row.model.name / "report.html"
                 ),

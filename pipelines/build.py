@@ -9,17 +9,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipelines import image, package, report, report_facts, worker
+from pipelines import artifact, image, package, report, report_facts, worker
 from pipelines import matrix as matrices
 from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, PackageError
+from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import ImageResult
 from pipelines.matrix import Matrix, Model, Worker
 from pipelines.package import Candidate
 from pipelines.plan import State, states
 from pipelines.run import Listener, Outcome, run
-from pipelines.steps import Graph, Ref, RowPlan, graph, target_of
+from pipelines.steps import graph, target_of
 from pipelines.store import Store, canonical, file_digest, step_key, write_atomically
 from pipelines.toolchain import version_of
+from serving.tasks.base import TOWERS
 
 # backend -> the distribution whose version an engine is bound to
 BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
@@ -88,6 +90,7 @@ def build(
     *,
     with_images: bool = True,
     base: str | None = None,
+    repository: str | None = None,
     listen: Listener = lambda *_: None,
     say: Say = lambda _: None,
 ) -> BuildResult:
@@ -101,7 +104,7 @@ def build(
                 result = package_model(workshop, steps, model.name, errors)
                 if with_images:
                     say(f"images of {model.name}")
-                    result = image_or_context(workshop, result, base)
+                    result = image_or_context(workshop, result, base, repository)
                 write_report(workshop, steps, result)
             except EngineryError as error:
                 folder = workshop.dist / model.name
@@ -124,7 +127,11 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     built = [p for p in plans if p.row.name not in unbuilt and p.engine and p.verdict]
     versions = {backend: version_of(distribution) for backend, distribution in BOUND_TO.items()}
     candidates = [
-        Candidate(row=p.row, engine=at(p.engine), verdict=json.loads(at(p.verdict).read_bytes()))
+        Candidate(
+            row=p.row,
+            engines={tower: at(p.engine.of(tower)) for tower in TOWERS[model.task]},
+            verdict=json.loads(at(p.verdict).read_bytes()),
+        )
         for p in built
         if p.engine and p.verdict
     ]
@@ -134,7 +141,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     shared = {file: at(Ref(step=f"export/{name}", output=file)) for file in package.SHARED}
     key = step_key(
         {
-            "rows": {c.row.name: package.tags_of(c.row, versions, c.engine.stat().st_size) for c in candidates},
+            "rows": {c.row.name: package.tags_of(c.row, versions, c.size_bytes) for c in candidates},
             "verdicts": {p.row.name: at(p.verdict).name for p in built if p.verdict},
             "shared": {file: path.name for file, path in shared.items()},
             "unbuilt": unbuilt,
@@ -187,23 +194,39 @@ def missing(plan: RowPlan, found: Mapping[str, State], errors: Mapping[str, str]
     return errors.get(plan.verdict.step, "it is not judged yet")
 
 
-def image_or_context(workshop: Workshop, packaged: ModelResult, base: str | None) -> ModelResult:
+def image_or_context(
+    workshop: Workshop, packaged: ModelResult, base: str | None, repository: str | None = None
+) -> ModelResult:
     """The images; where none can be made, a note that says why and where the complete context is."""
     try:
-        return image_model(workshop, packaged, base=base)
+        return image_model(workshop, packaged, base=base, repository=repository)
     except ImageContextOnly as error:
         (packaged.folder / "images.json").unlink(missing_ok=True)  # of an earlier build: it is not of this manifest
         return replace(packaged, notes=(*packaged.notes, str(error)))
 
 
-def image_model(workshop: Workshop, packaged: ModelResult, *, base: str | None = None) -> ModelResult:
-    """Build a packaged model's images; write images.json beside its manifest."""
+def image_model(
+    workshop: Workshop, packaged: ModelResult, *, base: str | None = None, repository: str | None = None
+) -> ModelResult:
+    """Build a packaged model's images, full and slim, and the artifact that slim ones can fetch their files from.
+
+    repository: where slim images look for files when nothing else is said. images.json lists them beside the manifest.
+    """
     folder = packaged.folder
-    made = image.build_images(folder, packaged.model.runtimes, store=workshop.store, base=base)
+    made = image.build_images(
+        folder,
+        packaged.model.runtimes,
+        store=workshop.store,
+        base=base,
+        kinds=("full", "slim"),
+        repository=repository,
+    )
+    artifact.write(folder)
     listed = [
         {
             "reference": result.reference,
             "runtime": result.runtime,
+            "kind": result.kind,
             "base": result.base,
             "digest": result.manifest_digest,
             "image_id": result.image_id,

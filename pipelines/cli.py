@@ -70,6 +70,10 @@ def build(
         str | None,
         Parameter(help="Base image of the runtimes: a reference that can be pulled, or a tar of a root file system."),
     ] = None,
+    repository: Annotated[
+        str | None,
+        Parameter(help="Where slim images fetch their files: s3://…, https://…, oci://… or file://….", negative=""),
+    ] = None,
     jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
 ) -> int:
     """Bring every selected row up to date; write dist/MODEL with manifest, image context, images and report."""
@@ -81,7 +85,9 @@ def build(
     workshop = Workshop.open(matrix, store=store, dist=dist, jobs=jobs)
     graph = workshop.graph(select)
     with console.BuildProgress(screen, total=len(graph.steps)) as progress:
-        result = build_all(workshop, graph, with_images=image, base=base, listen=progress, say=progress.say)
+        result = build_all(
+            workshop, graph, with_images=image, base=base, repository=repository, listen=progress, say=progress.say
+        )
     console.show_result(screen, graph, result)
     return result.exit_code
 
@@ -117,7 +123,7 @@ def demo(
     dist: DistDir = Path("dist"),
     port: int = 8000,
 ) -> int:
-    """Start the built image (or the folder, where no Docker engine answers), ask it for embeddings, show the answer."""
+    """Start the built image (or the folder, where no Docker engine answers), ask what its task answers, show it."""
     from pipelines.console import screen
     from pipelines.demo import run_demo
 

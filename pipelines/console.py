@@ -12,10 +12,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, Text
 from rich.progress_bar import ProgressBar
 
 from pipelines.build import BuildResult
+from pipelines.graph import Graph, Step
 from pipelines.image import describe
 from pipelines.plan import State
 from pipelines.run import Outcome
-from pipelines.steps import Graph, Step
 
 
 def screen() -> Console:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from pipelines import demo_requests, package
+from pipelines.demo_requests import ask
 from pipelines.errors import EngineryError
+from serving import manifest
+from serving.tasks.spec import load_spec
 
 READY_WITHIN_S = 60.0
-TEXTS = (
-    "How do I open a file and read its lines?",
-    "Open a text file and iterate over it line by line.",
-    "The recipe asks for two eggs and a cup of flour.",
-)
 # No network but the published port, nothing writable but /tmp, no capabilities, a user id the image has never heard of.
 HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", "12345:2000")  # noqa: S108
 
@@ -33,28 +30,24 @@ HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", "12
 def run_demo(console: Console, dist: Path, model_dir: Path | None, port: int) -> int:
     folder = model_dir or only_model(dist)
     images = json.loads((folder / "images.json").read_text()) if (folder / "images.json").exists() else []
-    reference = next((image["reference"] for image in images if image["loaded"]), None)
+    reference = next((image["reference"] for image in images if image["loaded"] and image["kind"] == "full"), None)
     url = f"http://127.0.0.1:{port}"
     started = time.monotonic()
     with container(reference, port) if reference else process(folder, port) as what:
         console.print(f"\n[bold]Started[/] {escape(what)}")
         ready = wait_until_ready(url, started)
         metadata = ask(f"{url}/v1/metadata")
-        model = ask(f"{url}/v1/models")["data"][0]["id"]
         console.print(f"Ready after {ready:.1f} s. Selected profile: [bold]{chosen(metadata)}[/]")
-        body = {"model": model, "input": list(TEXTS)}
-        console.print(f"\n[bold]POST {url}/v1/embeddings[/]\n  {json.dumps(body)}")
-        answer = ask(f"{url}/v1/embeddings", body)
-        vectors = [item["embedding"] for item in answer["data"]]
-        shown = ", ".join(f"{value:+.4f}" for value in vectors[0][:6])
-        console.print(
-            f"  model {answer['model']}, {len(vectors)} vectors of {len(vectors[0])}, usage {answer['usage']}\n"
-            f"  first vector: {shown}, …\n"
-            f"  cosine(0, 1) = {cosine(vectors[0], vectors[1]):.3f} (the same meaning), "
-            f"cosine(0, 2) = {cosine(vectors[0], vectors[2]):.3f} (another)"
-        )
+        demo_requests.SHOWN[task_of(folder)](console, url, folder)
     console.print(f"\nThe report: {folder / 'report.html'}")
     return 0
+
+
+def task_of(folder: Path) -> str:
+    """What a packaged model does, as its task.json says."""
+    root = folder / package.ROOT
+    profile = manifest.read(root / package.MANIFEST).profiles[0]
+    return load_spec((root / profile.file("task.json").uri).read_bytes()).task
 
 
 def chosen(metadata: dict[str, Any]) -> str:
@@ -106,14 +99,3 @@ def wait_until_ready(url: str, started: float) -> float:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.05)
     raise EngineryError(f"{url} was not ready within {READY_WITHIN_S:.0f} s")
-
-
-def ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-        return json.loads(response.read())
-
-
-def cosine(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))

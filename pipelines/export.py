@@ -14,14 +14,13 @@ from typing import Any
 
 from pipelines import sources
 from pipelines.errors import ExportError
+from pipelines.exporter import OPSET
 from pipelines.recipes import RECIPES
 from pipelines.stage import StageRequest, StageResult
+from serving.tasks.base import suffixed
 
-OPSET = 20
 IR_VERSION = 10  # what every runtime here reads
-# protobuf ends at 2 GiB, and so does one file without external data.
-MAX_MODEL_BYTES = 2**31 - 2**20
-FILES = ("model.onnx", "tokenizer.json", "task.json", "golden.json", "proof.json")
+FILES = ("tokenizer.json", "task.json", "golden.json", "proof.json")
 
 
 def run(request: StageRequest) -> StageResult:
@@ -33,44 +32,18 @@ def run(request: StageRequest) -> StageResult:
     folder = request.inputs.get("model") or sources.resolve(params["source"], Path(params.get("source_base", ".")))
     texts = json.loads(request.inputs["texts.json"].read_bytes())
     with _quiet_and_offline(), _scratch(request.output_dir) as scratch:
-        model = to_onnx(folder, recipe.OPTIMUM_TASK, scratch)
-        recipe.add_head(model, folder)
-        canonicalize(model)
-        facts = recipe.write_files(model, folder, params, texts, request.output_dir)
-        _write(model, request.output_dir / "model.onnx")
+        models = recipe.to_onnx(folder, scratch)
+        for model in models.values():
+            canonicalize(model)
+        facts = recipe.write_files(models, folder, params, texts, request.output_dir)
+        for tower, model in models.items():
+            _write(model, request.output_dir / suffixed("model.onnx", tower))
+    names = (*(suffixed("model.onnx", tower) for tower in models), *FILES)
+    num_nodes = sum(len(model.graph.node) for model in models.values())
     return StageResult(
-        outputs={name: request.output_dir / name for name in FILES},
-        facts={**facts, "num_nodes": len(model.graph.node), "opset": OPSET},
+        outputs={name: request.output_dir / name for name in names},
+        facts={**facts, "num_nodes": num_nodes, "opset": OPSET},
     )
-
-
-def to_onnx(folder: Path, optimum_task: str, scratch: Path) -> Any:
-    """A Transformers folder -> `onnx.ModelProto` in float32, its weights inside. Raises ExportError."""
-    import onnx
-    from optimum.exporters.onnx import main_export
-
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if size > MAX_MODEL_BYTES:
-        raise ExportError(
-            f"{folder.name}: {size / 2**30:.1f} GiB of weights; an ONNX file without external data ends at 2 GiB, "
-            "and larger models are not exported yet"
-        )
-    try:
-        main_export(
-            str(folder),
-            output=scratch,
-            task=optimum_task,
-            library_name="transformers",
-            opset=OPSET,
-            device="cpu",
-            dtype="fp32",
-            do_validation=False,  # the gate compares with the reference, on more texts than one
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # exporter, transformers and torch raise whatever they like
-        raise ExportError(f"{folder.name}: Optimum could not export it: {type(error).__name__}: {error}") from error
-    return onnx.load(scratch / "model.onnx")
 
 
 def canonicalize(model: Any) -> None:

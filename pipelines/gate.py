@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipelines.matrix import Thresholds
+from pipelines.thresholds import Thresholds
 
 SCHEMA_VERSION = 1
 
@@ -68,7 +68,7 @@ class _Rule:
 
 
 _LOOSER = "calibrate with more or other texts, keep sensitive layers wider, or leave this precision out"
-_RULES = (
+_COSINES = (
     _Rule(
         name="cosine_mean",
         threshold="min_cosine_mean",
@@ -98,6 +98,35 @@ _RULES = (
         remedy="padding leaks into the vectors: check the attention mask and the pooling",
     ),
 )
+_RULES = {
+    "embed": _COSINES,
+    "clip": _COSINES,
+    "rerank": (
+        _Rule(
+            name="kendall_tau",
+            threshold="min_kendall_tau",
+            value="scores.kendall_tau",
+            said="Kendall's tau to the fp32 reference's order",
+            remedy=_LOOSER,
+        ),
+        _Rule(
+            name="score_error",
+            threshold="max_score_error",
+            value="scores.max_abs_error",
+            said="largest error of a logit",
+            at_least=False,
+            remedy=_LOOSER,
+        ),
+        _Rule(
+            name="batch_invariance",
+            threshold="max_batch_score_error",
+            value="batch_invariance.max_abs_error",
+            said="difference of a pair's logit alone and in a batch",
+            at_least=False,
+            remedy="padding leaks into the scores: check the attention mask",
+        ),
+    ),
+}
 _SPEED_RULES = (
     _Rule(
         name="speed_ratio",
@@ -121,9 +150,10 @@ def judge(
     metrics: Mapping[str, Any], thresholds: Thresholds, *, row: str, judged_on: str, digests: Mapping[str, str]
 ) -> Verdict:
     """metrics.json against thresholds. A figure that is demanded and missing, or not a number, is a failed check."""
+    task = str(metrics["task"])
     checks = (
-        *(_check(rule, metrics, thresholds) for rule in _RULES),
-        _ndcg(metrics, thresholds),
+        *(_check(rule, metrics, thresholds) for rule in _RULES[task]),
+        _drop(_DROPS[task], metrics, thresholds),
         _realized(metrics, thresholds),
         *_speed(metrics, thresholds, judged_on),
     )
@@ -159,16 +189,34 @@ def _check(rule: _Rule, metrics: Mapping[str, Any], thresholds: Thresholds) -> C
     )
 
 
-def _ndcg(metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
+@dataclass(frozen=True, kw_only=True)
+class _Drop:
+    """What a labelled set says of an engine, against the reference on the same set."""
+
+    name: str
+    threshold: str
+    place: str  # in metrics.json, of `drop` and `drop_low`
+    said: str
+
+
+_NDCG = _Drop(name="ndcg_drop", threshold="max_ndcg_drop", place="retrieval", said="nDCG@10")
+_DROPS = {
+    "embed": _NDCG,
+    "rerank": _NDCG,
+    "clip": _Drop(name="top1_drop", threshold="max_top1_drop", place="zero_shot", said="zero-shot accuracy"),
+}
+
+
+def _drop(rule: _Drop, metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
     """One-sided: finding more than the reference is no fault. A drop counts when it is more than chance:
     on a few hundred queries one answer that moves from first to second is worth about 1e-3."""
-    name, threshold = "ndcg_drop", thresholds.max_ndcg_drop
-    value, low = _figure(metrics, "retrieval.drop"), _figure(metrics, "retrieval.drop_low")
+    name, threshold = rule.name, getattr(thresholds, rule.threshold)
+    value, low = _figure(metrics, f"{rule.place}.drop"), _figure(metrics, f"{rule.place}.drop_low")
     if threshold is None:
-        return _not_judged(name, value, "nDCG@10: no max_ndcg_drop is set for this precision")
+        return _not_judged(name, value, f"{rule.said}: no {rule.threshold} is set for this precision")
     if value is None:
-        return _missing(name, threshold, "the drop of nDCG@10", "retrieval.drop")
-    said = f"nDCG@10 drops by {_text(value)}" if value > 0 else "nDCG@10 does not drop"
+        return _missing(name, threshold, f"the drop of {rule.said}", f"{rule.place}.drop")
+    said = f"{rule.said} drops by {_text(value)}" if value > 0 else f"{rule.said} does not drop"
     if value <= threshold:
         passed, why = True, f"{said}, at most {_text(threshold)} is allowed"
     elif low is not None and low <= 0:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pipelines import docker_engine, dockerfile, oci, package, runtime
 from pipelines.docker_engine import Engine
@@ -22,6 +23,10 @@ RUNTIMES: Mapping[str, tuple[str, frozenset[str]]] = {
     "rtx": ("", frozenset({"onnxruntime", "openvino", "tensorrt-rtx"})),
     "cuda": ("-cuda", frozenset({"onnxruntime", "openvino", "tensorrt"})),
 }
+# What an image holds of its model: "full" has the engines, "slim" the manifest alone and fetches what it selects.
+Kind = Literal["full", "slim"]
+KIND_LABEL = "enginery.image.kind"
+REPOSITORY = "ENGINERY_REPOSITORY"  # the variable by which a slim image knows where its files are (serving.settings)
 ROOT = "opt/nim"
 LAYOUT = "oci"  # the folder in dist/<model> that holds the image layout
 CONTEXT = "context"  # the folder that holds what `docker build` needs, where no image can be made
@@ -35,6 +40,7 @@ class ImageResult:
 
     reference: str  # "enginery/all-minilm-l6-v2:0.1.0-cpu"
     runtime: str  # "cpu"
+    kind: Kind
     base: str  # what the runtime starts from, in words
     manifest_digest: str  # what a registry names it by
     image_id: str  # what the engine names it by: the config's digest
@@ -54,11 +60,14 @@ def build_images(
     builder: Builder = "auto",
     containers: Path = runtime.CONTAINERS,
     docker: bool = True,
+    kinds: Sequence[Kind] = ("full",),
+    repository: str | None = None,
 ) -> tuple[ImageResult, ...]:
     """Build the images of a packaged model (dist/<model>), by runtime: into its `oci` folder and the Docker engine.
 
-    docker=False leaves the engine alone. Raises ImageError if no image can be made; the folder then has the complete
-    context for `docker build` elsewhere.
+    docker=False leaves the engine alone. repository: where slim images look for files unless NIM_REPOSITORY_OVERRIDE
+    says otherwise ("s3://bucket/models", "oci://host/model:0.1.0"). Raises ImageError if no image can be made; the
+    folder then has the complete context for `docker build` elsewhere.
     """
     shipped = manifest.read(folder / package.ROOT / package.MANIFEST)
     engine, unreachable = _engine(docker)
@@ -79,15 +88,19 @@ def build_images(
             f"{error}\nthe complete image context is in {written}: where a Docker engine and a base are, run\n"
             f"  docker build --build-arg BASE=IMAGE --file {possible[0]}.Dockerfile {written.name}"
         ) from error
-    images = {name: _image(folder, offers[name], bases[name], store) for name in possible}
-    references = {name: f"enginery/{shipped.model}:{shipped.release}{RUNTIMES[name][0]}" for name in possible}
-    oci.write_layout(folder / LAYOUT, {references[name]: image for name, image in images.items()}, store)
+    wanted = [(name, kind) for name in possible for kind in dict.fromkeys(kinds)]
+    images = {
+        reference_of(shipped, name, kind): _image(folder, offers[name], bases[name], store, kind, repository)
+        for name, kind in wanted
+    }
+    oci.write_layout(folder / LAYOUT, images, store)
     if engine is not None:
-        engine.load({references[name]: image for name, image in images.items()}, store)
+        engine.load(images, store)
     return tuple(
         ImageResult(
-            reference=references[name],
+            reference=reference,
             runtime=name,
+            kind=kind,
             base=bases[name].base,
             manifest_digest=oci.blob_of(image.manifest).digest,
             image_id=oci.blob_of(image.config).digest,
@@ -97,8 +110,13 @@ def build_images(
             loaded=unreachable,
             notes=skipped,
         )
-        for name, image in images.items()
+        for (name, kind), (reference, image) in zip(wanted, images.items(), strict=True)
     )
+
+
+def reference_of(shipped: Manifest, name: str, kind: Kind) -> str:
+    """An image's name: "enginery/all-minilm-l6-v2:0.1.0-cpu-slim"."""
+    return f"enginery/{shipped.model}:{shipped.release}{RUNTIMES[name][0]}{'-slim' if kind == 'slim' else ''}"
 
 
 def _engine(wanted: bool) -> tuple[Engine | None, str | None]:
@@ -117,8 +135,14 @@ def offer(shipped: Manifest, name: str) -> Manifest:
     return replace(shipped, profiles=tuple(p for p in shipped.profiles if p.backend in RUNTIMES[name][1]))
 
 
-def _image(folder: Path, offered: Manifest, base: Runtime, store: Store) -> oci.Image:
-    layers = [*base.image.layers, *_model_layers(folder / package.ROOT, offered, store)]
+def _image(
+    folder: Path, offered: Manifest, base: Runtime, store: Store, kind: Kind, repository: str | None
+) -> oci.Image:
+    files = _file_layers(folder / package.ROOT, offered, store) if kind == "full" else []
+    layers = [*base.image.layers, *files, _manifest_layer(offered, store)]
+    settings = dict(base.image.settings)
+    if kind == "slim" and repository is not None:
+        settings["Env"] = [*settings.get("Env", []), f"{REPOSITORY}={repository}"]
     labels = {
         **base.image.settings.get("Labels", {}),
         "org.opencontainers.image.title": offered.model,
@@ -126,13 +150,14 @@ def _image(folder: Path, offered: Manifest, base: Runtime, store: Store) -> oci.
         "org.opencontainers.image.description": f"Serves {offered.model} with {len(offered.profiles)} judged engines",
         "org.opencontainers.image.base.name": f"enginery-runtime-{base.name}",
         "org.opencontainers.image.base.digest": base.digest,
+        KIND_LABEL: kind,
     }
     annotations = {k: v for k, v in labels.items() if k.startswith("org.opencontainers.")}
-    return oci.assemble(layers, {**base.image.settings, "Labels": labels}, annotations)
+    return oci.assemble(layers, {**settings, "Labels": labels}, annotations)
 
 
-def _model_layers(root: Path, offered: Manifest, store: Store) -> list[oci.Layer]:
-    """Shared files first, each engine in its own layer by digest, the manifest last: what changes most is on top."""
+def _file_layers(root: Path, offered: Manifest, store: Store) -> list[oci.Layer]:
+    """Shared files first, then each engine in its own layer, by digest."""
     engines = {f.checksum: f for profile in offered.profiles for f in profile.files if _is_engine(f)}
     others = {f.checksum: f for profile in offered.profiles for f in profile.files if not _is_engine(f)}
     users: dict[str, list[Profile]] = {}
@@ -146,15 +171,19 @@ def _model_layers(root: Path, offered: Manifest, store: Store) -> list[oci.Layer
         group = ordered[first : first + each]
         names = [p.name.partition("__")[2] for file in group for p in users[file.checksum]]
         layers.append(_layer(f"engine: {', '.join(sorted(names))}", group, root, store))
-    data = oci.Entry(name=f"{ROOT}/{package.MANIFEST}", source=manifest.dump(offered))
-    with store.workspace() as scratch:
-        oci.write_layer([data], scratch / "layer")
-        layers.append(oci.Layer(what="manifest", blob=store.put(scratch / "layer")))
     return layers
 
 
+def _manifest_layer(offered: Manifest, store: Store) -> oci.Layer:
+    """The uppermost layer, since it changes most; the same in a slim image and a full one."""
+    data = oci.Entry(name=f"{ROOT}/{package.MANIFEST}", source=manifest.dump(offered))
+    with store.workspace() as scratch:
+        oci.write_layer([data], scratch / "layer")
+        return oci.Layer(what="manifest", blob=store.put(scratch / "layer"))
+
+
 def _is_engine(file: ProfileFile) -> bool:
-    return file.path.startswith("engine.")
+    return file.path not in package.SHARED
 
 
 def _layer(what: str, files: Sequence[ProfileFile], root: Path, store: Store) -> oci.Layer:

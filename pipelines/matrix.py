@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import MatrixError
+from pipelines.thresholds import DEFAULT_GATES, Thresholds
 from serving.profile import Precision, ShapeRange
 
 SCHEMA_PATH = Path(__file__).with_name("sku_matrix.schema.json")
@@ -66,7 +67,9 @@ class Model:
     shapes: ShapeRange
     calibration: Calibration
     golden: Golden
-    retrieval: str  # "stdlib-docstrings" or "beir:FOLDER"
+    retrieval: str  # "stdlib-docstrings" or "beir:FOLDER"; of tasks that read texts
+    pictures: str | None  # clip: the folder of its labelled pictures, relative to the matrix
+    matryoshka: bool | None  # embed: whether shorter vectors may be asked for; None: what the model says of itself
     runtimes: tuple[str, ...]  # ("rtx", "cpu"): one image each; the rtx one has the tag without a suffix
 
 
@@ -83,68 +86,6 @@ class Row:
     def name(self) -> str:
         """The one spelling of this row, everywhere: "all-minilm-l6-v2__l40s__fp8__tp1"."""
         return f"{self.model.name}__{self.sku.name}__{self.precision.value}__tp{self.tp}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What an engine of a task and precision must reach. None: measured where possible, not judged."""
-
-    min_cosine_mean: float | None = None  # vectors against the fp32 reference
-    min_cosine_p1: float | None = None  # the worst percent of texts
-    min_cosine_min: float | None = None  # the worst text
-    max_ndcg_drop: float | None = None  # nDCG@10 of the reference minus the engine's; one-sided
-    min_batch_invariance: float | None = None  # cosine of a text alone and in a full batch
-    min_realized_precision: float | None = None  # share of matrix multiplications that run in the precision
-    min_speed_ratio: float | None = None  # throughput over the rung above
-    max_latency_ratio: float | None = None  # batch-1 latency over the rung above
-    proof_min_cosine: float  # the worst golden text at boot
-
-
-_P = Precision
-_SIXTEEN_BIT = Thresholds(
-    min_cosine_p1=0.9995,
-    min_cosine_min=0.999,
-    max_ndcg_drop=1e-3,
-    min_batch_invariance=0.9999,
-    min_realized_precision=0.9,
-    min_speed_ratio=1.3,
-    max_latency_ratio=1.05,
-    proof_min_cosine=0.999,
-)
-# Anchored on what peers hold themselves to; docs/matrix.md gives the source of each figure.
-DEFAULT_GATES: Mapping[str, Mapping[Precision, Thresholds]] = {
-    "embed": {
-        _P.FP32: Thresholds(  # the reference's own precision: no rung above, nothing to realise
-            min_cosine_mean=0.9999,
-            min_cosine_p1=0.9999,
-            min_cosine_min=0.9999,
-            max_ndcg_drop=1e-3,
-            min_batch_invariance=0.9999,
-            proof_min_cosine=0.999,
-        ),
-        _P.FP16: _SIXTEEN_BIT,
-        _P.BF16: _SIXTEEN_BIT,
-        _P.FP8: Thresholds(
-            min_cosine_mean=0.995,
-            min_cosine_p1=0.98,
-            max_ndcg_drop=5e-3,
-            min_batch_invariance=0.999,
-            min_realized_precision=0.7,
-            min_speed_ratio=1.1,
-            max_latency_ratio=1.05,
-            proof_min_cosine=0.98,
-        ),
-        _P.INT8: Thresholds(
-            min_cosine_mean=0.99,
-            max_ndcg_drop=1e-2,
-            min_batch_invariance=0.998,
-            min_realized_precision=0.7,
-            min_speed_ratio=1.1,
-            max_latency_ratio=1.05,
-            proof_min_cosine=0.97,
-        ),
-    }
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +116,14 @@ class Worker:
 def load(path: Path) -> Matrix:
     """Read and check the file. Raises MatrixError with every problem, its place and its remedy."""
     # Here, not above: pydantic takes 0.3 s, which a stage that only needs the values should not pay.
-    from pipelines import matrix_check, matrix_file, matrix_yaml
+    from pipelines import matrix_check, matrix_file, matrix_models, matrix_yaml
 
     problems = matrix_yaml.Problems()
     try:
         parts = matrix_file.read(matrix_yaml.read(path, problems), problems)
     except matrix_yaml.Unreadable as error:
         raise MatrixError(str(path), [str(error)]) from None
-    models = matrix_check.models(parts, path.parent, problems)
+    models = matrix_models.models(parts, path.parent, problems)
     skus = matrix_check.skus(parts, problems)
     rows = matrix_check.rows(parts, models, skus, problems)
     if problems:

@@ -1,17 +1,16 @@
-"""What sku_matrix.yaml may say beyond its form: which hardware can do what, and which rows a build selects."""
+"""What sku_matrix.yaml may say of SKUs and rows: which hardware can do what, and which rows a build selects."""
 
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from pipelines.matrix import Calibration, Golden, Model, Row, Sku
-from pipelines.matrix_file import BuildForm, ExcludeForm, ModelForm, Parts, SkuForm
+from pipelines.matrix import Model, Row, Sku
+from pipelines.matrix_file import BuildForm, ExcludeForm, Parts, SkuForm
+from pipelines.matrix_models import repeated_in
 from pipelines.matrix_words import join, nearest
 from pipelines.matrix_yaml import Place, Problems
-from serving.profile import Precision, ShapeRange
+from serving.profile import Precision
 
 # What the ahead-of-time builder can target without the GPU: trt.ComputeCapability of TensorRT for RTX 1.7.
 RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -21,71 +20,8 @@ MIN_COMPUTE_CAPABILITY = {Precision.BF16: "8.0", Precision.FP8: "8.9"}
 CPU_NEEDS = {Precision.BF16: ("avx512_bf16", "amx_bf16"), Precision.FP16: ("avx512_fp16", "amx_fp16")}
 GPU_COMPILERS = ("tensorrt-rtx", "tensorrt")
 CPU_COMPILERS = ("openvino", "onnx")
-_MOVING_REVISIONS = {"main", "master", "HEAD", "latest"}
 
 Key = tuple[str, str, Precision, int]  # model, SKU, precision, tp
-
-
-def models(parts: Parts, folder: Path, problems: Problems) -> dict[str, Model]:
-    """Every model whose form is right; relative paths are looked up from `folder`."""
-    return {name: _model(name, form, folder, problems) for name, form in parts.models.items()}
-
-
-def _model(name: str, form: ModelForm, folder: Path, problems: Problems) -> Model:
-    here: Place = ("models", name)
-    refusal = source_refusal(form.source, folder)
-    if refusal:
-        problems.add((*here, "source"), refusal)
-    kind, _, path = form.retrieval.partition(":")
-    if kind == "beir" and not (folder / path).is_dir():
-        problems.add((*here, "retrieval"), f"there is no folder '{path}' beside this file; name a BEIR folder")
-    if repeated := _repeated(form.runtimes):
-        problems.add((*here, "runtimes"), f"{repeated} is listed twice; keep one")
-    shapes = form.shapes
-    for axis, word in enumerate(("batch", "tokens")):
-        low, tuned, high = shapes.min[axis], shapes.opt[axis], shapes.max[axis]
-        if not low <= tuned <= high:
-            problems.add((*here, "shapes"), f"{word}: min {low}, opt {tuned}, max {high} must not decrease")
-    if form.max_tokens is not None and shapes.max[1] > form.max_tokens:
-        problems.add(
-            (*here, "shapes", "max"),
-            f"{shapes.max[1]} tokens is more than the model's max_tokens, {form.max_tokens}; lower it",
-        )
-    return Model(
-        name=name,
-        task=form.task,
-        source=form.source,
-        release=form.release,
-        served_name=form.served_name or name,
-        max_tokens=form.max_tokens,
-        shapes=ShapeRange(min=_pair(shapes.min), opt=_pair(shapes.opt), max=_pair(shapes.max)),
-        calibration=Calibration(num_texts=form.calibration.num_texts, max_tokens=form.calibration.max_tokens),
-        golden=Golden(num_texts=form.golden.num_texts),
-        retrieval=form.retrieval,
-        runtimes=tuple(form.runtimes),
-    )
-
-
-def source_refusal(source: str, folder: Path) -> str | None:
-    """Why no model can be read from this source; None when nothing speaks against it before it is fetched."""
-    scheme, separator, rest = source.partition("://")
-    if not separator:
-        if (folder / source).is_dir():
-            return None
-        return f"there is no folder '{source}' beside this file; give a folder, package://… or hf://org/name@revision"
-    if scheme == "package":
-        good = re.fullmatch(r"[A-Za-z_]\w*(/[\w-][\w.-]*)*", rest, re.ASCII)
-        return None if good else f"{source!r} is not package://module/folder, such as package://my_model/model"
-    if scheme != "hf":
-        return f"the scheme '{scheme}://' is not known; use package://…, hf://org/name@revision or a folder"
-    name, _, revision = rest.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        return f"{source!r} is not hf://org/name@revision; give the organisation and the name"
-    if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
-        return f"{source!r} names no revision; pin a revision, as in hf://{name}@<commit or tag>"
-    if revision in _MOVING_REVISIONS:
-        return f"the revision '{revision}' moves; pin a revision that does not, a commit or a tag"
-    return None
 
 
 def skus(parts: Parts, problems: Problems) -> dict[str, Sku]:
@@ -126,7 +62,7 @@ def _sku(name: str, form: SkuForm, problems: Problems) -> Sku:
     for key in foreign:
         if getattr(form, key) is not None:
             problems.add((*here, key), f"is for a {'CPU' if is_gpu else 'GPU'}; remove it")
-    if repeated := _repeated(form.precisions):
+    if repeated := repeated_in(form.precisions):
         problems.add((*here, "precisions"), f"{repeated} is listed twice; keep one")
     if form.compiler not in (GPU_COMPILERS if is_gpu else CPU_COMPILERS):
         word, compilers = ("GPU", GPU_COMPILERS) if is_gpu else ("CPU", CPU_COMPILERS)
@@ -196,7 +132,7 @@ def _select(parts: Parts, index: int, entry: BuildForm, problems: Problems) -> l
     model_names = _match(entry.models, parts.declared_models, (*here, "models"), problems)
     sku_names = _match(entry.skus, parts.declared_skus, (*here, "skus"), problems)
     for key, values in (("precisions", entry.precisions), ("tp", entry.tp)):
-        if repeated := _repeated(values):
+        if repeated := repeated_in(values):
             problems.add((*here, key), f"{repeated} is listed twice; keep one")
     for tp in entry.tp:
         if tp & (tp - 1):
@@ -274,13 +210,5 @@ def _check_fit(index: int, selected: Iterable[Key], known_skus: Mapping[str, Sku
             )
 
 
-def _repeated(values: Sequence[object]) -> object | None:
-    return next((value for i, value in enumerate(values) if value in values[:i]), None)
-
-
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[1]

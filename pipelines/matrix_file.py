@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
@@ -15,7 +15,7 @@ from pipelines.matrix_yaml import Document, Place, Problems
 from serving.profile import Precision
 
 if TYPE_CHECKING:
-    from pipelines.matrix import Thresholds
+    from pipelines.thresholds import Thresholds
 
 # A field's description completes both "'x' is not …" and "'key' is missing; give …".
 
@@ -82,7 +82,7 @@ class GoldenForm(_Form):
 class ModelForm(_Form):
     """a mapping of task, source, release, …"""
 
-    task: Annotated[Literal["embed"], Field(description="the task, embed")]
+    task: Annotated[Literal["embed", "rerank", "clip"], Field(description="a task: embed, rerank or clip")]
     source: Annotated[str, Field(description="package://module/folder, hf://org/name@revision or a folder")]
     release: Version
     served_name: Annotated[
@@ -99,6 +99,12 @@ class ModelForm(_Form):
         StringConstraints(pattern=r"^(stdlib-docstrings|beir:.+)$"),
         Field(description="stdlib-docstrings or beir:FOLDER"),
     ] = "stdlib-docstrings"
+    pictures: Annotated[
+        str | None, Field(min_length=1, description="a folder of labelled pictures, for the task clip")
+    ] = None
+    matryoshka: Annotated[
+        bool | None, Field(description="true or false: whether requests may ask for shorter vectors")
+    ] = None
     runtimes: Annotated[
         list[Literal["rtx", "cpu", "cuda"]], Field(min_length=1, description="a list of rtx, cpu, cuda")
     ] = ["rtx", "cpu"]
@@ -144,7 +150,14 @@ class BuildForm(_Form):
     exclude: Annotated[list[ExcludeForm], Field(description="a list of mappings")] = []
 
 
-class ThresholdsForm(_Form):
+class _ThresholdsForm(_Form):
+    min_realized_precision: Share = None
+    min_speed_ratio: Ratio = None
+    max_latency_ratio: Ratio = None
+    proof_min_cosine: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 0
+
+
+class EmbedThresholdsForm(_ThresholdsForm):
     """a mapping of thresholds; what is left out keeps its default, null stands for not judged"""
 
     min_cosine_mean: Share = None
@@ -152,26 +165,46 @@ class ThresholdsForm(_Form):
     min_cosine_min: Share = None
     max_ndcg_drop: Share = None
     min_batch_invariance: Share = None
-    min_realized_precision: Share = None
-    min_speed_ratio: Ratio = None
-    max_latency_ratio: Ratio = None
-    proof_min_cosine: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 0
 
 
-class PrecisionGatesForm(_Form):
+class RerankThresholdsForm(_ThresholdsForm):
+    """a mapping of thresholds; what is left out keeps its default, null stands for not judged"""
+
+    min_kendall_tau: Share = None
+    max_score_error: Ratio = None
+    max_ndcg_drop: Share = None
+    max_batch_score_error: Ratio = None
+
+
+class ClipThresholdsForm(_ThresholdsForm):
+    """a mapping of thresholds; what is left out keeps its default, null stands for not judged"""
+
+    min_cosine_mean: Share = None
+    min_cosine_p1: Share = None
+    min_cosine_min: Share = None
+    max_top1_drop: Share = None
+    min_batch_invariance: Share = None
+
+
+T = TypeVar("T", bound=_ThresholdsForm)
+
+
+class PrecisionGatesForm(_Form, Generic[T]):
     """a mapping of precisions to thresholds"""
 
-    fp32: ThresholdsForm = Field(default_factory=ThresholdsForm)
-    fp16: ThresholdsForm = Field(default_factory=ThresholdsForm)
-    bf16: ThresholdsForm = Field(default_factory=ThresholdsForm)
-    fp8: ThresholdsForm = Field(default_factory=ThresholdsForm)
-    int8: ThresholdsForm = Field(default_factory=ThresholdsForm)
+    fp32: T | None = None
+    fp16: T | None = None
+    bf16: T | None = None
+    fp8: T | None = None
+    int8: T | None = None
 
 
 class GatesForm(_Form):
     """a mapping of tasks to gates"""
 
-    embed: PrecisionGatesForm = Field(default_factory=PrecisionGatesForm)
+    embed: PrecisionGatesForm[EmbedThresholdsForm] = Field(default_factory=lambda: PrecisionGatesForm())
+    rerank: PrecisionGatesForm[RerankThresholdsForm] = Field(default_factory=lambda: PrecisionGatesForm())
+    clip: PrecisionGatesForm[ClipThresholdsForm] = Field(default_factory=lambda: PrecisionGatesForm())
 
 
 class FileForm(_Form):
@@ -250,7 +283,9 @@ def gates(
     for task, by_precision in defaults.items():
         said = getattr(parts.gates, task)
         merged[task] = {
-            precision: dataclasses.replace(thresholds, **getattr(said, precision.value).model_dump(exclude_unset=True))
+            precision: dataclasses.replace(thresholds, **form.model_dump(exclude_unset=True))
+            if (form := getattr(said, precision.value)) is not None
+            else thresholds
             for precision, thresholds in by_precision.items()
         }
     return merged

@@ -160,8 +160,8 @@ def assemble(layers: Sequence[Layer], settings: Mapping[str, Any], annotations: 
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
-            "config": _descriptor(CONFIG_TYPE, blob_of(config)),
-            "layers": [_descriptor(LAYER_TYPE, layer.blob) for layer in layers],
+            "config": descriptor(CONFIG_TYPE, blob_of(config)),
+            "layers": [descriptor(LAYER_TYPE, layer.blob) for layer in layers],
             "annotations": dict(annotations),
         }
     )
@@ -172,7 +172,7 @@ def blob_of(content: bytes) -> Blob:
     return Blob(digest="sha256:" + hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
-def _descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
+def descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": blob.digest, "size": blob.size_bytes}
 
 
@@ -211,28 +211,27 @@ def write_layout(folder: Path, images: Mapping[str, Image], store: Store) -> Non
             write_atomically(path, blob)
         elif not path.exists() or path.stat().st_size != blob.size_bytes:
             link(store.path(digest), path)
-    write_atomically(folder / "oci-layout", canonical({"imageLayoutVersion": "1.0.0"}))
     write_atomically(folder / "manifest.json", archive_index(images))
-    write_atomically(
-        folder / "index.json",
-        canonical(
-            {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.index.v1+json",
-                "manifests": [
-                    {
-                        **_descriptor(MANIFEST_TYPE, blob_of(image.manifest)),
-                        "platform": {"architecture": "amd64", "os": "linux"},
-                        "annotations": {"org.opencontainers.image.ref.name": reference},
-                    }
-                    for reference, image in sorted(images.items())
-                ],
-            }
-        ),
-    )
+    platform = {"platform": {"architecture": "amd64", "os": "linux"}}
+    write_index(folder, {reference: image.manifest for reference, image in images.items()}, platform)
     for path in blobs.iterdir():
         if f"sha256:{path.name}" not in wanted:
             path.unlink()
+
+
+def write_index(folder: Path, manifests: Mapping[str, bytes], more: Mapping[str, Any] | None = None) -> None:
+    """Write what makes a folder of blobs an OCI layout: {reference: manifest}."""
+    listed = [
+        {
+            **descriptor(MANIFEST_TYPE, blob_of(content)),
+            **(more or {}),
+            "annotations": {"org.opencontainers.image.ref.name": reference},
+        }
+        for reference, content in sorted(manifests.items())
+    ]
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": listed}
+    write_atomically(folder / "oci-layout", canonical({"imageLayoutVersion": "1.0.0"}))
+    write_atomically(folder / "index.json", canonical(index))
 
 
 def link(source: Path, target: Path) -> None:

@@ -19,16 +19,17 @@ from pipelines.store import write_atomically
 from serving import manifest
 from serving.manifest import Manifest
 from serving.profile import Profile, ProfileFile
+from serving.tasks.base import file_stem, suffixed
 
 ROOT = "rootfs/opt/nim"
 MANIFEST = "etc/default/model_manifest.yaml"
 SHARED = ("proof.json", "task.json", "tokenizer.json")  # what every profile of a model has beside its engine
-# compiler -> what executes its engine, NIM's word for that, the engine's file name
+# compiler -> what executes its engine, NIM's word for that, the ending of the engine's file
 EXECUTION = {
-    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt", "engine.plan"),
-    "tensorrt": ("tensorrt", "tensorrt", "engine.plan"),
-    "openvino": ("openvino", "openvino", "engine.blob"),
-    "onnx": ("onnxruntime", "onnx", "engine.onnx"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt", ".plan"),
+    "tensorrt": ("tensorrt", "tensorrt", ".plan"),
+    "openvino": ("openvino", "openvino", ".blob"),
+    "onnx": ("onnxruntime", "onnx", ".onnx"),
 }
 VENDOR = "10de"  # NVIDIA's PCI vendor id: the operator matches "26b9:10de"
 GB = 10**9  # as in min_vram_per_device_gb
@@ -36,11 +37,15 @@ GB = 10**9  # as in min_vram_per_device_gb
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row whose engine was built and judged."""
+    """A row whose engines were built and judged."""
 
     row: Row
-    engine: Path
+    engines: Mapping[str, Path]  # tower -> file
     verdict: Mapping[str, Any]  # verdict.json: passed, reasons, digests, proof_min_cosine
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.engines.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,17 +133,21 @@ def _problems(candidate: Candidate, files: _Files) -> Iterable[str]:
     if verdict.get("row", name) != name:
         yield f"{name}: its verdict is of {verdict['row']}; judge it again"
     elif verdict["passed"]:
-        judged, found = verdict["digests"].get("engine"), files.of(candidate.engine).sha256
-        if judged != found:
-            yield f"{name}: the verdict judged {judged}, the engine is {found}; judge it again"
+        for tower, path in candidate.engines.items():
+            what = suffixed("engine", tower)
+            judged, found = verdict["digests"].get(what), files.of(path).sha256
+            if judged != found:
+                yield f"{name}: the verdict judged {judged}, the {what} is {found}; judge it again"
 
 
 def _profile(
     candidate: Candidate, files: _Files, common: Sequence[ProfileFile], versions: Mapping[str, str]
 ) -> Profile:
-    row, engine = candidate.row, files.of(candidate.engine)
-    tags = tags_of(row, versions, engine.size_bytes)
-    ours = (engine.at(EXECUTION[row.sku.compiler][2]), *common)
+    row = candidate.row
+    engines = {tower: files.of(path) for tower, path in candidate.engines.items()}
+    tags = tags_of(row, versions, sum(engine.size_bytes for engine in engines.values()))
+    ending = EXECUTION[row.sku.compiler][2]
+    ours = (*(engine.at(file_stem(tower) + ending) for tower, engine in engines.items()), *common)
     profile = Profile(
         id=manifest.profile_id(tags),
         name=row.name,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.graph import Graph, Ref, Step
 from pipelines.stage import VERSIONS
-from pipelines.steps import Graph, Ref, Step
 from pipelines.store import Blob, Record, Store, step_key
 
 

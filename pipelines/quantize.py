@@ -20,6 +20,7 @@ from pipelines.recipes import RECIPES
 from pipelines.stage import StageRequest, StageResult
 from serving.backends.base import Inputs
 from serving.profile import Precision
+from serving.tasks.base import ONLY, TOWERS, suffixed
 
 # How each format finds the range of an activation: entropy clips outliers, which 256 levels need and floats do not.
 CALIBRATION_METHODS = {Precision.FP8: "max", Precision.INT8: "entropy"}
@@ -28,15 +29,28 @@ PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
 def run(request: StageRequest) -> StageResult:
-    """The stage: model.onnx in fp32 -> model.onnx in `params["precision"]`."""
+    """The stage: model.onnx in fp32, of each tower -> model.onnx in `params["precision"]`."""
     precision = Precision(request.params["precision"])
     make = MAKERS.get(precision)
     if make is None:
         raise QuantizeError(f"{precision} is no precision to quantize to; one of {', '.join(MAKERS)} is")
-    batches = _calibration(request) if precision in CALIBRATION_METHODS else []
+    outputs: dict[str, Path] = {}
+    facts: dict[str, Any] = {}
+    for tower in TOWERS[request.params["task"]]:
+        name = suffixed("model.onnx", tower)
+        batches = _calibration(request, tower) if precision in CALIBRATION_METHODS else []
+        outputs[name], found = _typed(request, name, precision, make, batches)
+        facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in found.items()}
+    return StageResult(outputs=outputs, facts=facts)
+
+
+def _typed(
+    request: StageRequest, name: str, precision: Precision, make: Maker, batches: list[Inputs]
+) -> tuple[Path, dict[str, Any]]:
+    """One ONNX in the precision, and facts about it."""
     with _scratch(request.output_dir) as scratch, _captured() as log:
         try:
-            model = make(request.inputs["model.onnx"], precision, batches, scratch)
+            model = make(request.inputs[name], precision, batches, scratch)
         except Exception as error:  # modelopt, onnx and ONNX Runtime raise whatever they like
             told = "\n".join(f"  {line}" for line in log.getvalue().splitlines()[-15:])
             raise QuantizeError(
@@ -46,15 +60,12 @@ def run(request: StageRequest) -> StageResult:
     data = model.SerializeToString(deterministic=True)
     if str(request.output_dir).encode() in data:
         raise QuantizeError("Model Optimizer wrote this build's folder into the ONNX: its bytes would differ elsewhere")
-    path = request.output_dir / "model.onnx"
+    path = request.output_dir / name
     path.write_bytes(data)
     facts = describe(model)
     if precision in CALIBRATION_METHODS and not facts["num_quantized_products"]:
         raise QuantizeError(f"{precision}: no matrix product of this model was quantized; build it in fp16 instead")
-    return StageResult(
-        outputs={"model.onnx": path},
-        facts={**facts, "num_calibration_texts": len(batches), "size_bytes": len(data)},
-    )
+    return path, {**facts, "num_calibration_texts": len(batches), "size_bytes": len(data)}
 
 
 def autocast(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Any:
@@ -86,7 +97,8 @@ def quantize(source: Path, precision: Precision, batches: Sequence[Inputs], scra
     return onnx.load(target)
 
 
-MAKERS: Mapping[Precision, Callable[[Path, Precision, Sequence[Inputs], Path], Any]] = {
+Maker = Callable[[Path, Precision, Sequence[Inputs], Path], Any]
+MAKERS: Mapping[Precision, Maker] = {
     Precision.FP16: autocast,
     Precision.BF16: autocast,
     Precision.FP8: quantize,
@@ -145,19 +157,22 @@ def describe(model: Any) -> dict[str, Any]:
     }
 
 
-def _calibration(request: StageRequest) -> list[Inputs]:
+def _calibration(request: StageRequest, tower: str) -> list[Inputs]:
+    params = request.params
     texts = json.loads(request.inputs["texts.json"].read_bytes())["calibration"]
-    num_texts = int(request.params["num_texts"])
+    num_texts = int(params["num_texts"])
     if num_texts < 1 or num_texts > len(texts):
         raise QuantizeError(
             f"calibration.num_texts is {num_texts}, there are {len(texts)} texts; ask for 1 to that many"
         )
-    return RECIPES[request.params["task"]].calibration(
+    return RECIPES[params["task"]].calibration(
+        tower,
         request.inputs["tokenizer.json"].read_bytes(),
         request.inputs["task.json"].read_bytes(),
         texts,
         num_texts,
-        int(request.params["max_tokens"]),
+        int(params["max_tokens"]),
+        params,
     )
 
 

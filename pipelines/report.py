@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipelines.report_tasks import WORDS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
+
 State = Literal["passed", "failed", "skipped", "broken"]
 
 
@@ -20,6 +22,16 @@ class CheckLine:
     passed: bool | None  # None: not judged
     why: str
     remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast one engine is on this machine."""
+
+    tower: str  # "model", or "text" and "image"
+    items_per_s: float  # saturated
+    latency_s: float  # of one item
+    throughput_ratio: float | None = None  # over the rung above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +53,16 @@ class ReportRow:
     cosine_mean: float | None = None
     cosine_p1: float | None = None
     cosine_min: float | None = None
-    cosine_values: tuple[float, ...] = ()  # one for each golden text
-    ndcg_at_10: float | None = None
-    ndcg_drop: float | None = None
-    batch_invariance: float | None = None
-    items_per_s: float | None = None  # None: its engine does not run on this machine
-    latency_s: float | None = None
-    throughput_ratio: float | None = None  # over the rung above
+    text_cosine_min: float | None = None  # of a row with two engines
+    image_cosine_min: float | None = None
+    cosine_values: tuple[float, ...] = ()  # one for each golden text or picture
+    kendall_tau: float | None = None  # of a reranker, whose answers are scores
+    score_error_mean: float | None = None
+    score_error_max: float | None = None
+    found: float | None = None  # on the labelled set: nDCG@10, or the share of pictures named right
+    drop: float | None = None  # of that, against the fp32 reference
+    batch_invariance: float | None = None  # a cosine, or a difference of scores
+    speeds: tuple[Speed, ...] = ()  # one for each engine; none: they do not run on this machine
     checks: tuple[CheckLine, ...] = ()
     engine_digest: str = ""
 
@@ -91,6 +106,37 @@ class ImageLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The set with known answers that every row was judged on."""
+
+    name: str  # "stdlib-docstrings" or "pictures"
+    num_items: int  # queries, or pictures
+    num_choices: int  # passages to choose from, or classes
+    reference: float  # what the fp32 reference finds
+    baseline: float | None = None  # what is found without the model: BM25 alone, or chance
+    baseline_name: str = ""  # "BM25"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A labelled picture and what a profile makes of it."""
+
+    data: str  # base64 of a PNG file
+    caption: str  # its own
+    nearest: tuple[tuple[str, float], ...]  # captions with their cosines, nearest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Pictures as the best profile for this machine sees them."""
+
+    row: str
+    sku: str
+    precision: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportModel:
     """Everything the report shows of one model."""
 
@@ -98,10 +144,11 @@ class ReportModel:
     task: str
     release: str
     source: str
-    num_texts: int  # golden texts
-    num_queries: int  # of the retrieval set
-    reference_ndcg_at_10: float | None
+    num_golden: int  # texts or pairs
     rows: tuple[ReportRow, ...]
+    num_golden_pictures: int = 0
+    labelled: Labelled | None = None  # None: nothing was judged
+    gallery: Gallery | None = None
     stages: tuple[StageLine, ...] = ()
     images: tuple[ImageLine, ...] = ()
     toolchain: Mapping[str, str] = field(default_factory=dict)  # {"onnxruntime": "1.31.1"}
@@ -126,14 +173,19 @@ def render(model: ReportModel) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=size_text, seconds=seconds_text, cosine=cosine_text, figure=figure_text)
+    environment.filters.update(size=size_text, seconds=seconds_text, figure=figure_text)
+    words = WORDS[model.task]
     return environment.get_template("report.html.j2").render(
         model=model,
         summary=summary(model),
         shared=shared(model),
         verdicts=verdicts(model),
-        tradeoff=report_plots.tradeoff(model.rows),
-        distribution=report_plots.distribution(model.rows),
+        words=words,
+        tiles=tiles(model),
+        bars=bars(model),
+        judged_on_set=judged_on_set(model.task, model.labelled),
+        tradeoff=report_plots.tradeoff(model.rows, words),
+        distribution=report_plots.distribution(model.rows, words),
     )
 
 
@@ -171,6 +223,41 @@ def shared(model: ReportModel) -> str:
     return f"{text} served {_count(len(built), 'row')}{ending}."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What somebody finds on the labelled set."""
+
+    name: str
+    note: str
+    precision: str  # "": not an engine
+    value: float
+    text: str
+    percent: float  # its length
+
+
+def bars(model: ReportModel) -> tuple[Bar, ...]:
+    """The baseline, the reference, and each engine; rows that were judged alike share one."""
+    labelled = model.labelled
+    if labelled is None:
+        return ()
+    said = share_text if model.task == "clip" else figure_text
+    lines: list[tuple[str, str, str, float]] = []
+    if labelled.baseline is not None:
+        lines.append((labelled.baseline_name, "without the model", "", labelled.baseline))
+    lines.append(("fp32 reference", "PyTorch's weights, as exported", "", labelled.reference))
+    groups: dict[tuple[str, str, float], list[str]] = {}
+    for row in model.rows:
+        if row.found is not None:
+            groups.setdefault((row.precision, row.judged_on, row.found), []).append(row.sku)
+    for (precision, judged_on, found), skus in groups.items():
+        name = skus[0] if len(skus) == 1 else f"{len(skus)} rows"
+        lines.append((name, judged_on.replace("typed-onnx", "typed ONNX"), precision, found))
+    return tuple(
+        Bar(name=name, note=note, precision=precision, value=value, text=said(value), percent=round(100 * value, 2))
+        for name, note, precision, value in lines
+    )
+
+
 def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[CheckLine, ...]]]:
     """Each distinct set of checks once, with the rows that it judged: rows of one typed ONNX are judged alike."""
     groups: dict[tuple[str, str, tuple[CheckLine, ...]], list[ReportRow]] = {}
@@ -178,37 +265,6 @@ def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[Chec
         if row.checks:
             groups.setdefault((row.precision, row.judged_on, row.checks), []).append(row)
     return [(tuple(rows), checks) for (_, _, checks), rows in groups.items()]
-
-
-def size_text(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return "–"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes} B"
-
-
-def seconds_text(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 0.1:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def cosine_text(value: float | None) -> str:
-    """Six digits, and never a 1 that is not one."""
-    if value is None:
-        return "–"
-    return "1" if value >= 1 else f"{min(value, 0.999999):.6f}"
-
-
-def figure_text(value: float | None, digits: int = 4, sign: bool = False) -> str:
-    if value is None:
-        return "–"
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
 
 
 def _count(number: int, noun: str) -> str:

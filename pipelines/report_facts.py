@@ -7,12 +7,26 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.matrix import Row
 from pipelines.plan import State, states
-from pipelines.report import CheckLine, ImageLine, Layer, ReportModel, ReportRow, StageLine
-from pipelines.steps import Graph, Ref, RowPlan, rung_above
+from pipelines.report import (
+    CheckLine,
+    Gallery,
+    ImageLine,
+    Labelled,
+    Layer,
+    Picture,
+    ReportModel,
+    ReportRow,
+    Speed,
+    StageLine,
+)
+from pipelines.steps import rung_above
 from pipelines.store import Record, Store
 from pipelines.toolchain import cpu_model, version_of
+from serving.profile import Precision
+from serving.tasks.base import ONLY, TOWERS
 
 if TYPE_CHECKING:
     from pipelines.build import ModelResult
@@ -37,16 +51,18 @@ def collect(store: Store, steps: Graph, result: ModelResult) -> ReportModel:
     plans = steps.of(result.model)
     metrics = {p.row.name: _json(store, found, p.metrics) for p in plans}
     speeds = comparable_speeds([p.row for p in plans], metrics)
-    some: Mapping[str, Any] = next((m["retrieval"] for m in metrics.values() if m), {})
+    some: Mapping[str, Any] = next((m for m in metrics.values() if m), {})
+    rows = tuple(_row(p, store, found, metrics[p.row.name], speeds.get(p.row.name, ()), result) for p in plans)
     return ReportModel(
         model=result.model.name,
         task=result.model.task,
         release=result.model.release,
         source=result.model.source,
-        num_texts=next((len(m["cosine"]["values"]) for m in metrics.values() if m), 0),
-        num_queries=some.get("num_queries", 0),
-        reference_ndcg_at_10=some.get("reference_ndcg_at_10"),
-        rows=tuple(_row(p, store, found, metrics[p.row.name], speeds, result) for p in plans),
+        num_golden=num_golden(some),
+        num_golden_pictures=some.get("num_golden_pictures", 0),
+        labelled=labelled(some),
+        gallery=gallery(rows, metrics),
+        rows=rows,
         stages=_stages(plans, steps, found),
         images=tuple(
             ImageLine(
@@ -71,7 +87,7 @@ def _row(
     store: Store,
     found: Mapping[str, State],
     metrics: Mapping[str, Any],
-    speeds: Mapping[str, tuple[float, float]],
+    speeds: tuple[Speed, ...],
     result: ModelResult,
 ) -> ReportRow:
     row, sku = plan.row, plan.row.sku
@@ -90,8 +106,7 @@ def _row(
             state="skipped",
             reason=plan.refusal,
         )
-    engine = compiled.outputs["engine"] if compiled else None
-    items_per_s, latency_s = speeds.get(row.name, (None, None))
+    engines = list(compiled.outputs.values()) if compiled else []
     return ReportRow(
         row=row.name,
         sku=sku.name,
@@ -101,7 +116,7 @@ def _row(
         state="broken" if not verdict else "passed" if verdict["passed"] else "failed",
         reason=why,
         remedy="; ".join(verdict.get("remedies", ())),
-        size_bytes=engine.size_bytes if engine else None,
+        size_bytes=sum(engine.size_bytes for engine in engines) or None,
         build_s=compiled.duration_s if compiled else None,
         judged_on=verdict.get("judged_on", ""),
         judged_with=verdict.get("judged_with", ""),
@@ -109,39 +124,115 @@ def _row(
         cosine_p1=_figure(metrics, "cosine", "p1"),
         cosine_min=_figure(metrics, "cosine", "min"),
         cosine_values=tuple(metrics.get("cosine", {}).get("values", ())),
-        ndcg_at_10=_figure(metrics, "retrieval", "ndcg_at_10"),
-        ndcg_drop=_figure(metrics, "retrieval", "drop"),
-        batch_invariance=_figure(metrics, "batch_invariance", "min_cosine"),
-        items_per_s=items_per_s,
-        latency_s=latency_s,
-        throughput_ratio=metrics.get("speed", {}).get("throughput_ratio"),
+        text_cosine_min=metrics.get("text_cosine_min"),
+        image_cosine_min=metrics.get("image_cosine_min"),
+        kendall_tau=_figure(metrics, "scores", "kendall_tau"),
+        score_error_mean=_figure(metrics, "scores", "mean_abs_error"),
+        score_error_max=_figure(metrics, "scores", "max_abs_error"),
+        found=_figure(metrics, "zero_shot", "top1", otherwise=_figure(metrics, "retrieval", "ndcg_at_10")),
+        drop=_figure(metrics, "zero_shot", "drop", otherwise=_figure(metrics, "retrieval", "drop")),
+        batch_invariance=_figure(
+            metrics, "batch_invariance", "min_cosine", otherwise=_figure(metrics, "batch_invariance", "max_abs_error")
+        ),
+        speeds=speeds,
         checks=tuple(CheckLine(**check) for check in verdict.get("checks", ())),
-        engine_digest=engine.digest if engine else "",
+        engine_digest=" ".join(engine.digest for engine in engines),
     )
 
 
-def comparable_speeds(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
-    """row -> items/s and s per query. Each was timed in turn with its rung above only, so figures go down the ladder:
+def num_golden(metrics: Mapping[str, Any]) -> int:
+    """Golden texts or pairs, without the pictures."""
+    if "scores" in metrics:
+        return int(metrics["scores"]["num_pairs"])
+    return int(metrics.get("cosine", {}).get("num_texts", 0)) - int(metrics.get("num_golden_pictures", 0))
 
-    a row's are those of the rung above times the ratio. The generic profile, at the top, has its own.
+
+def labelled(metrics: Mapping[str, Any]) -> Labelled | None:
+    """The labelled set that metrics.json tells of."""
+    if "zero_shot" in metrics:
+        found = metrics["zero_shot"]
+        return Labelled(
+            name=found["set"],
+            num_items=found["num_images"],
+            num_choices=found["num_classes"],
+            reference=found["reference_top1"],
+            baseline=1 / found["num_classes"],
+            baseline_name="chance",
+        )
+    if "retrieval" not in metrics:
+        return None
+    found = metrics["retrieval"]
+    return Labelled(
+        name=found["set"],
+        num_items=found["num_queries"],
+        num_choices=found["num_passages"],
+        reference=found["reference_ndcg_at_10"],
+        baseline=found.get("first_stage_ndcg_at_10"),
+        baseline_name={"bm25": "BM25"}.get(found.get("first_stage", ""), ""),
+    )
+
+
+def gallery(rows: Sequence[ReportRow], metrics: Mapping[str, Mapping[str, Any]]) -> Gallery | None:
+    """What the narrowest profile that passed on this machine itself makes of some pictures; None without pictures."""
+    shown = [row for row in rows if row.state == "passed" and metrics[row.row].get("gallery")]
+    if not shown:
+        return None
+    # The engine's own answers before those of a typed ONNX; then as the server chooses: one made for a kind of hardware
+    # is also the narrower one.
+    best = min(shown, key=lambda row: (row.judged_on != "engine", Precision(row.precision).bits, row.row))
+    return Gallery(
+        row=best.row,
+        sku=best.sku,
+        precision=best.precision,
+        pictures=tuple(
+            Picture(
+                data=entry["image"],
+                caption=entry["class"],
+                nearest=tuple((str(caption), float(cosine)) for caption, cosine in entry["nearest"]),
+            )
+            for entry in metrics[best.row]["gallery"]
+        ),
+    )
+
+
+def comparable_speeds(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Speed, ...]]:
+    """row -> each engine's speed. It was timed in turn with its rung above only, so figures go down the ladder:
+
+    an engine's are those of the rung above times the ratio. The generic profile, at the top, has its own.
     """
-    found: dict[str, tuple[float, float]] = {}
 
-    def of(row: Row) -> tuple[float, float] | None:
-        speed = metrics.get(row.name, {}).get("speed")
+    def of(row: Row, tower: str) -> Speed | None:
+        speed = _of_towers(metrics.get(row.name, {})).get(tower)
         if speed is None:
             return None
         above = rung_above(row, rows)
-        base = of(above) if above is not None and speed.get("above") else None
+        base = of(above, tower) if above is not None and speed.get("above") else None
+        ratio = speed.get("throughput_ratio")
         if base is None:
-            return float(speed["items_per_s"]), float(speed["latency_s"])
-        return base[0] * float(speed["throughput_ratio"]), base[1] * float(speed["latency_ratio"])
+            return Speed(
+                tower=tower,
+                items_per_s=float(speed["items_per_s"]),
+                latency_s=float(speed["latency_s"]),
+                throughput_ratio=ratio,
+            )
+        return Speed(
+            tower=tower,
+            items_per_s=base.items_per_s * float(speed["throughput_ratio"]),
+            latency_s=base.latency_s * float(speed["latency_ratio"]),
+            throughput_ratio=ratio,
+        )
 
-    for row in rows:
-        pair = of(row)
-        if pair is not None:
-            found[row.name] = pair
-    return found
+    found = {row.name: [of(row, tower) for tower in TOWERS[row.model.task]] for row in rows}
+    return {name: tuple(s for s in speeds if s is not None) for name, speeds in found.items() if any(speeds)}
+
+
+def _of_towers(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """tower -> its speed in metrics.json."""
+    speed = metrics.get("speed")
+    if speed is None:
+        return {}
+    towers: Mapping[str, Any] = speed.get("towers", {ONLY: speed})
+    return towers
 
 
 def _stages(plans: tuple[RowPlan, ...], steps: Graph, found: Mapping[str, State]) -> tuple[StageLine, ...]:
@@ -174,6 +265,6 @@ def _json(store: Store, found: Mapping[str, State], ref: Ref | None) -> dict[str
     return content
 
 
-def _figure(metrics: Mapping[str, Any], part: str, name: str) -> float | None:
+def _figure(metrics: Mapping[str, Any], part: str, name: str, *, otherwise: float | None = None) -> float | None:
     value = metrics.get(part, {}).get(name)
-    return float(value) if value is not None else None
+    return float(value) if value is not None else otherwise

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.report import ReportRow
+    from pipelines.report_tasks import TaskWords
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers differ as well.
 COLOURS = {"fp32": "#4d5562", "fp16": "#0072b2", "bf16": "#009e73", "fp8": "#cc79a7", "int8": "#d55e00"}
 MARKERS = {"fp32": "s", "fp16": "o", "bf16": "^", "fp8": "D", "int8": "X"}
 LADDER = tuple(COLOURS)
 INK, MUTED, GRID = "#1c2430", "#667085", "#e4e7ec"
-LEAST_LOSS = 1e-7  # cosines are recorded to 7 digits: below this, 1 - cosine says nothing
+LEAST_LOSS = 1e-7  # figures are recorded to 7 digits: below this, 1 - cosine says nothing
 STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "enginery",
@@ -35,10 +36,10 @@ STYLE = {
 }
 
 
-def tradeoff(rows: Sequence[ReportRow]) -> str:
+def tradeoff(rows: Sequence[ReportRow], words: TaskWords) -> str:
     """Accuracy lost against throughput of what ran here and against every engine size; "" for nothing."""
-    judged = [row for row in rows if row.cosine_mean is not None]
-    timed = [row for row in judged if row.items_per_s]
+    judged = [row for row in rows if words.loss_of(row) is not None]
+    timed = [row for row in judged if row.speeds]
     sized = [row for row in judged if row.size_bytes]
     panels = [panel for panel in ((timed, "speed"), (sized, "size")) if panel[0]]
     if not panels:
@@ -47,13 +48,13 @@ def tradeoff(rows: Sequence[ReportRow]) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(11.6, 3.9), squeeze=False)
         for axis, (shown, kind) in zip(axes[0], panels, strict=True):
-            _scatter(axis, shown, kind)
+            _scatter(axis, shown, kind, words)
         figure.tight_layout(w_pad=3)
         return _uri(figure)
 
 
-def distribution(rows: Sequence[ReportRow]) -> str:
-    """1 - cosine of every golden text on a logarithmic scale, a band for each distinct measurement; "" for nothing."""
+def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
+    """1 - cosine of everything golden on a logarithmic scale, a band for each distinct measurement; "" for nothing."""
     import numpy as np
 
     series: dict[tuple[float, ...], list[ReportRow]] = {}
@@ -86,44 +87,46 @@ def distribution(rows: Sequence[ReportRow]) -> str:
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
         axis.set_xlabel(
-            "1 − cosine to the fp32 reference, per golden text  (left is better; 1e-7 and less are drawn at 1e-7)"
+            f"1 − cosine to the fp32 reference, per {words.values}  (left is better; 1e-7 and less are drawn at 1e-7)"
         )
         figure.tight_layout()
         return _uri(figure)
 
 
-def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str) -> None:
+def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, words: TaskWords) -> None:
     """Rows at one place are one mark: SKUs that share an engine cannot differ."""
-    marks = _marks(rows, kind)
+    marks = _marks(rows, kind, words)
     for x, loss, members in marks:
         colour = COLOURS[members[0].precision]
         face = colour if any(row.state == "passed" for row in members) else "white"
         marker = MARKERS[members[0].precision]
         axis.plot(x, loss, marker, markersize=9, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.6)
     axis.set_yscale("log")
-    axis.set_ylim(LEAST_LOSS / 12, 1)
+    axis.set_ylim(LEAST_LOSS / 12, max(1, 3 * max(loss for _, loss, _ in marks)))
     axis.invert_yaxis()
     widest = max(x for x, _, _ in marks) * 1.55
     axis.set_xlim(0, widest)
-    axis.set_ylabel("1 − mean cosine  (up is better)")
+    axis.set_ylabel(f"{words.loss}  (up is better)")
     if kind == "speed":
         axis.set_title("What ran on this machine", loc="left", fontsize=10, fontweight="bold")
-        axis.set_xlabel("items per second, 32 texts of 128 tokens at once  (right is better)")
+        axis.set_xlabel(f"items per second, {words.saturated[rows[0].speeds[-1].tower]}  (right is better)")
     else:
         axis.set_title("Everything judged", loc="left", fontsize=10, fontweight="bold")
         axis.set_xlabel("engine size in MB  (left is better)")
     _label(axis, marks, widest)
 
 
-Mark = tuple[float, float, list["ReportRow"]]  # x, 1 - mean cosine, the rows there
+Mark = tuple[float, float, list["ReportRow"]]  # x, loss, the rows there
 
 
-def _marks(rows: Sequence[ReportRow], kind: str) -> list[Mark]:
+def _marks(rows: Sequence[ReportRow], kind: str, words: TaskWords) -> list[Mark]:
     """Marks from the left; rows of one precision whose marks would cover each other share one."""
     placed = [
         (
-            (row.items_per_s or 0.0) if kind == "speed" else (row.size_bytes or 0) / 1e6,
-            max(1 - (row.cosine_mean or 0.0), LEAST_LOSS),
+            row.speeds[-1].items_per_s
+            if kind == "speed"
+            else (row.size_bytes or 0) / 1e6,  # of pictures, where there are
+            max(words.loss_of(row) or 0.0, LEAST_LOSS),
             row,
         )
         for row in rows

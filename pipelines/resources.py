@@ -5,8 +5,8 @@ from pathlib import Path
 import dagster as dg
 
 from pipelines.build import ModelResult, Workshop, image_model, package_model, write_report
+from pipelines.graph import Graph
 from pipelines.run import Outcome, run
-from pipelines.steps import Graph
 
 
 class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -16,11 +16,11 @@ from typing import Any
 
 from pipelines import gate
 from pipelines.errors import EngineryError, StageCrashed
-from pipelines.matrix import Thresholds
+from pipelines.graph import Graph, Ref, Step
 from pipelines.plan import ingredients, state_of
 from pipelines.stage import STAGES
-from pipelines.steps import Graph, Ref, Step
 from pipelines.store import Blob, Record, Store, canonical, step_key
+from pipelines.thresholds import Thresholds
 
 LOG_TAIL_LINES = 15
 # The same hash order in every process, and nothing sent anywhere.

@@ -4,84 +4,19 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from pipelines import retrieval
+from pipelines import pictures, retrieval
+from pipelines.graph import Graph, Ref, RowPlan, Step
 from pipelines.matrix import Matrix, Model, Row, Worker, refusal_here
 from pipelines.toolchain import cpu_model, serving_code, source_digest, versions
 from serving.profile import Precision
+from serving.tasks.base import TOWERS, suffixed
 
 # What executes a compiler's engine.
 BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ref:
-    """An output of a step."""
-
-    step: str  # "export/all-minilm-l6-v2"
-    output: str  # "model.onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One stage for one subject. Rows that need the same step share it."""
-
-    stage: str
-    subject: str  # "all-minilm-l6-v2__fp8"
-    params: Mapping[str, Any]
-    inputs: Mapping[str, Ref]
-    toolchain: Mapping[str, str]
-    exclusive: bool = False  # it measures time: nothing else may run beside it
-
-    @property
-    def id(self) -> str:
-        return f"{self.stage}/{self.subject}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowPlan:
-    """A row with its steps, or the reason why this machine does not build it."""
-
-    row: Row
-    refusal: str | None = None
-    typed: Ref | None = None  # the ONNX it is compiled from
-    engine: Ref | None = None
-    metrics: Ref | None = None
-    verdict: Ref | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """Every step of a selection of rows, each after the steps it takes from."""
-
-    matrix: Matrix
-    steps: Mapping[str, Step]
-    rows: tuple[RowPlan, ...]
-
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return tuple({plan.row.model.name: plan.row.model for plan in self.rows}.values())
-
-    def of(self, model: Model) -> tuple[RowPlan, ...]:
-        return tuple(plan for plan in self.rows if plan.row.model.name == model.name)
-
-    def closure(self, wanted: Iterable[str]) -> Graph:
-        """The same graph with only these steps and what they take from."""
-        kept: set[str] = set()
-
-        def visit(step_id: str) -> None:
-            if step_id not in kept:
-                kept.add(step_id)
-                for ref in self.steps[step_id].inputs.values():
-                    visit(ref.step)
-
-        for step_id in wanted:
-            visit(step_id)
-        steps = {step_id: step for step_id, step in self.steps.items() if step_id in kept}
-        return Graph(matrix=self.matrix, steps=steps, rows=self.rows)
 
 
 def graph(matrix: Matrix, rows: Iterable[Row], worker: Worker) -> Graph:
@@ -102,6 +37,7 @@ class _Layout:
         self.steps: dict[str, Step] = {}
         self._source_digest = cache(source_digest)  # a model's bytes are hashed once for all its rows
         self._beir_digest = cache(retrieval.beir_digest)
+        self._pictures_digest = cache(pictures.pictures_digest)
 
     def add(
         self,
@@ -133,11 +69,26 @@ class _Layout:
                 "judged_on": self.steps[metrics.step].params["judged_on"],
                 "thresholds": asdict(self.matrix.gates[row.model.task][row.precision]),
             },
-            {"metrics.json": metrics, "engine": engine},
+            {"metrics.json": metrics, **self.towers(row.model, "engine", engine)},
         )
         return RowPlan(
             row=row, typed=typed, engine=engine, metrics=metrics, verdict=Ref(step=judge, output="verdict.json")
         )
+
+    def towers(self, model: Model, name: str, ref: Ref) -> dict[str, Ref]:
+        """An output of every tower as a step's inputs: {"engine.text": …, "engine.image": …}."""
+        return {suffixed(name, tower): ref.of(tower) for tower in TOWERS[model.task]}
+
+    def pictures(self, model: Model) -> dict[str, Any]:
+        """What a step that reads the model's pictures must know of them; nothing for other tasks."""
+        if model.pictures is None:
+            return {}
+        folder = self.matrix.folder(model.pictures)
+        return {
+            "pictures": model.pictures,
+            "pictures_digest": self._pictures_digest(folder),
+            "source_base": str(self.matrix.source.parent.absolute()),
+        }
 
     def texts(self) -> Ref:
         step = self.add("texts", "stdlib", {}, {}, toolchain={"python": platform.python_version()})
@@ -156,6 +107,8 @@ class _Layout:
             "max_tokens": model.max_tokens,
             "shapes": asdict(model.shapes),
             "golden": asdict(model.golden),
+            "matryoshka": model.matryoshka,
+            **self.pictures(model),
         }
         step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=versions("export"))
         return Ref(step=step, output=name)
@@ -167,9 +120,9 @@ class _Layout:
         step = self.add(
             "quantize",
             f"{model.name}__{precision}",
-            {"task": model.task, "precision": str(precision), **asdict(model.calibration)},
+            {"task": model.task, "precision": str(precision), **asdict(model.calibration), **self.pictures(model)},
             {
-                "model.onnx": self.exported(model, "model.onnx"),
+                **self.towers(model, "model.onnx", self.exported(model, "model.onnx")),
                 "tokenizer.json": self.exported(model, "tokenizer.json"),
                 "task.json": self.exported(model, "task.json"),
                 "texts.json": self.texts(),
@@ -199,22 +152,27 @@ class _Layout:
             "compile",
             f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
             params,
-            {"model.onnx": self.typed(row)},
+            self.towers(row.model, "model.onnx", self.typed(row)),
             toolchain=versions(row.sku.compiler),
         )
         return Ref(step=step, output="engine")
 
-    def retrieval(self, model: Model) -> dict[str, Any]:
+    def labelled(self, model: Model) -> dict[str, Any]:
         """Which labelled set judges, by content, and with which code."""
+        judging = {"task": model.task, "judging_code": serving_code("tasks", "backends", "prove.py")}
+        if model.pictures is not None:
+            return {**judging, **self.pictures(model)}
         folder = model.retrieval.removeprefix("beir:")
         by_content = model.retrieval.startswith("beir:")
         return {
-            "task": model.task,
+            **judging,
             "retrieval": model.retrieval,
             "retrieval_digest": self._beir_digest(self.matrix.folder(folder)) if by_content else None,
             "source_base": str(self.matrix.source.parent.absolute()),
-            "judging_code": serving_code("tasks", "backends", "prove.py"),
         }
+
+    def files(self, model: Model, *names: str) -> dict[str, Ref]:
+        return {name: self.exported(model, name) for name in names}
 
     def reference(self, model: Model) -> Ref:
         """What the fp32 reference finds in the labelled set: measured once for all rows."""
@@ -222,15 +180,14 @@ class _Layout:
             "measure",
             f"{model.name}__reference",
             {
-                **self.retrieval(model),
+                **self.labelled(model),
                 "judged_on": "reference",
                 "backend": "onnxruntime",
                 "precision": str(Precision.FP32),
             },
             {
-                "fp32.onnx": self.exported(model, "model.onnx"),
-                "tokenizer.json": self.exported(model, "tokenizer.json"),
-                "task.json": self.exported(model, "task.json"),
+                **self.towers(model, "fp32.onnx", self.exported(model, "model.onnx")),
+                **self.files(model, "tokenizer.json", "task.json"),
                 "texts.json": self.texts(),
             },
             toolchain=versions("measure"),
@@ -242,15 +199,13 @@ class _Layout:
         on_gpu = any(pci_id in row.sku.pci_ids for pci_id in self.worker.gpu_pci_ids)
         runs_here = row.sku.kind == "cpu" or on_gpu
         inputs = {
-            "engine": self.engine(row) if runs_here else self.typed(row),
-            "tokenizer.json": self.exported(row.model, "tokenizer.json"),
-            "task.json": self.exported(row.model, "task.json"),
-            "golden.json": self.exported(row.model, "golden.json"),
+            **self.towers(row.model, "engine", self.engine(row) if runs_here else self.typed(row)),
+            **self.files(row.model, "tokenizer.json", "task.json", "golden.json"),
             "texts.json": self.texts(),
             "reference.json": self.reference(row.model),
         }
         params: dict[str, Any] = {
-            **self.retrieval(row.model),
+            **self.labelled(row.model),
             "precision": str(row.precision),
             "judged_on": "engine" if runs_here else "typed-onnx",
             "backend": BACKENDS[row.sku.compiler] if runs_here else "onnxruntime",
@@ -259,11 +214,11 @@ class _Layout:
         }
         if runs_here:
             params["machine"] = row.sku.name if on_gpu else cpu_model()
-            if on_gpu:
-                inputs["typed.onnx"] = self.typed(row)  # a GPU engine does not tell its layers' formats
+            if on_gpu:  # a GPU engine does not tell its layers' formats
+                inputs |= self.towers(row.model, "typed.onnx", self.typed(row))
             above = rung_above(row, self.matrix.rows)
             if above is not None:
-                inputs["above"] = self.engine(above)
+                inputs |= self.towers(row.model, "above", self.engine(above))
                 params["above"] = {
                     "backend": BACKENDS[above.sku.compiler],
                     "precision": str(above.precision),

@@ -82,7 +82,7 @@ def docstrings(stdlib: Path, modules: Sequence[str] = MODULES) -> list[Docstring
     for name in sorted(modules):
         for path in _sources(stdlib, name):
             relative = path.relative_to(stdlib).as_posix()
-            for text in _docstrings_of(path.read_bytes()):
+            for text in docstrings_of(path.read_bytes()):
                 found.setdefault(_flat(text).casefold(), Docstring(module=relative, text=text))
     return list(found.values())
 
@@ -90,8 +90,8 @@ def docstrings(stdlib: Path, modules: Sequence[str] = MODULES) -> list[Docstring
 def split(found: Iterable[Docstring]) -> Texts:
     """Deal docstrings into the sets by a hash of their text. Raises ExportError when a set comes out too small."""
     everything = sorted(found, key=lambda d: _order(d.text))
-    pairs = list(_pairs([d for d in everything if d.bucket < 9]))[:NUM_RETRIEVAL]
-    queries, passages = tuple(q for q, _ in pairs), tuple(p for _, p in pairs)
+    labelled = list(pairs([d for d in everything if d.bucket < 9]))[:NUM_RETRIEVAL]
+    queries, passages = tuple(q for q, _ in labelled), tuple(p for _, p in labelled)
     taken = {*queries, *passages}
     golden = _mixed(_golden([d for d in everything if 9 <= d.bucket < 13]), taken)[:NUM_GOLDEN]
     taken.update(golden)
@@ -134,7 +134,7 @@ def _sources(stdlib: Path, name: str) -> list[Path]:
     return sorted(f for f in files if not {"test", "tests"} & set(f.relative_to(stdlib).parts))
 
 
-def _docstrings_of(source: bytes) -> Iterator[str]:
+def docstrings_of(source: bytes) -> Iterator[str]:
     """Docstrings of a module, its classes and functions. Function bodies are not searched: what is there is private."""
     pending: list[ast.AST] = [ast.parse(source)]
     while pending:
@@ -147,7 +147,7 @@ def _docstrings_of(source: bytes) -> Iterator[str]:
             pending.extend(reversed(list(ast.iter_child_nodes(node))))
 
 
-def _pairs(found: Sequence[Docstring]) -> Iterator[tuple[str, str]]:
+def pairs(found: Sequence[Docstring]) -> Iterator[tuple[str, str]]:
     """(query, passage) with every query and every passage once, and no query readable in its passage."""
     seen: set[str] = set()
     for docstring in found:

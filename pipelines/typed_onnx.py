@@ -39,48 +39,50 @@ def realized_precision(model: bytes) -> dict[str, float]:
 
 
 def runnable(model: bytes, precision: Precision) -> tuple[bytes, str]:
-    """The file as ONNX Runtime's CPU provider can run it, and in words what was done to it ("" for nothing)."""
-    if precision is Precision.BF16:
-        return bf16_in_float32(model), "each operator in float32, its result rounded to bf16"
+    """The file as ONNX Runtime's CPU provider runs it truly, and in words what was done to it ("" for nothing)."""
+    if precision in (Precision.BF16, Precision.FP16):
+        return in_float32(model, precision), f"each operator in float32, its result rounded to {precision}"
     return model, ""
 
 
-def bf16_in_float32(model: bytes) -> bytes:
-    """Write bf16 arithmetic out for a runtime that has no bf16 kernels but can cast.
+def in_float32(model: bytes, precision: Precision) -> bytes:
+    """Write 16-bit arithmetic out for a runtime that computes wider: it has no bf16 kernels, and runs fp16 as float32.
 
-    Each operator computes in float32 and its result is rounded to bf16, as hardware does: bf16 products are exact in
-    float32, are accumulated there, and are rounded once. Every bf16 number is a float32 number.
+    Each operator computes in float32 and its result is rounded to 16 bits, as hardware does: 16-bit products are exact
+    in float32, are accumulated there, and are rounded once. Every 16-bit number is a float32 number. Where a number
+    does not fit fp16, it becomes inf here too: computed wider, a graph that overflows on every GPU would look perfect.
     """
     import onnx
     from onnx import TensorProto, helper
 
     proto = _parse(model)
     graph, types = proto.graph, _types(proto)
+    narrow = TensorProto.BFLOAT16 if precision is Precision.BF16 else TensorProto.FLOAT16
     for tensor in graph.initializer:
-        _widen(tensor)
+        _widen(tensor, narrow)
     nodes = []
     for node in graph.node:
         nodes.append(node)
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                _widen(attribute.t)
+                _widen(attribute.t, narrow)
         if node.op_type in _MOVERS:
             continue
         for index, name in enumerate(node.output):
-            if types.get(name) != TensorProto.BFLOAT16:
+            if types.get(name) != narrow:
                 continue
-            rounded = f"{name}/bf16"
+            rounded = f"{name}/{precision}"
             if node.op_type == "Cast":  # it rounds already
                 node.output[index] = rounded
             else:
                 node.output[index] = f"{name}/float32"
-                nodes.append(helper.make_node("Cast", [f"{name}/float32"], [rounded], to=TensorProto.BFLOAT16))
+                nodes.append(helper.make_node("Cast", [f"{name}/float32"], [rounded], to=narrow))
             nodes.append(helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT))
     del graph.value_info[:]
     graph.ClearField("node")
     graph.node.extend(nodes)
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+        if value.type.tensor_type.elem_type == narrow:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString())
@@ -112,10 +114,10 @@ def _format(name: str, producers: Mapping[str, Any], types: Mapping[str, int]) -
     return _FORMATS.get(types.get(name, 0), "unknown")
 
 
-def _widen(tensor: Any) -> None:
-    """A bf16 tensor to float32, in place."""
+def _widen(tensor: Any, narrow: int) -> None:
+    """A 16-bit tensor to float32, in place."""
     import numpy as np
-    from onnx import TensorProto, numpy_helper
+    from onnx import numpy_helper
 
-    if tensor.data_type == TensorProto.BFLOAT16:
+    if tensor.data_type == narrow:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))

@@ -55,7 +55,10 @@ def strip_list(path: Path) -> tuple[str, ...]:
 
 
 def strip(folder: Path, patterns: Sequence[str]) -> None:
-    """Remove what the patterns name; `*` also matches `/`. A pattern that matches nothing is stale, hence an error."""
+    """Remove what the patterns name, and folders that this leaves empty; `*` also matches `/`.
+
+    A pattern that matches nothing is stale, hence an error.
+    """
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     unused = []
     for pattern in patterns:
@@ -68,10 +71,17 @@ def strip(folder: Path, patterns: Sequence[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+            _remove_empty(path.parent, folder)
     if unused:
         raise ImageError(
             f"strip.txt names what is not in these wheels: {', '.join(unused)}; the wheels changed, look at them again"
         )
+
+
+def _remove_empty(path: Path, top: Path) -> None:
+    while path != top and path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+        path = path.parent
 
 
 def compile_all(folder: Path, *, prefix: str) -> None:

@@ -6,6 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving.listen import Tls
+    from serving.settings import Settings
+    from serving.tracing import Tracing
 
 SERVE = ("serve", "nim-serve", "start_server")
 
@@ -25,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     logs.setup(level=found.log_level, as_json=found.log_json)
+    log = logging.getLogger(__name__)
+    for note in found.notes:
+        log.warning(note)
     # CUDA must number GPUs as NVML does.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
@@ -42,12 +51,42 @@ def main(argv: Sequence[str]) -> int:
     limits = Limits(
         max_body_bytes=found.max_body_bytes, max_inputs=found.max_inputs, request_timeout_s=found.request_timeout_s
     )
+    tracing = None
     try:
-        code: int = uvloop.run(listen.serve(listen.bind(found.host, found.port), load, limits))
+        tracing = _tracing(found)
+        running = listen.serve(listen.bind(found.host, found.port), load, limits, tls=_tls(found), tracing=tracing)
+        code: int = uvloop.run(running)
     except ServingError as error:
-        logging.getLogger(__name__).error("%s", error)
+        log.error("%s", error)
         return error.exit_code
+    finally:
+        if tracing is not None:
+            tracing.close()
     return code
+
+
+def _tls(found: Settings) -> Tls | None:
+    """Settings are whole: what a mode needs is there."""
+    from serving.listen import Tls
+
+    if found.ssl_mode == "DISABLED" or found.ssl_key_path is None or found.ssl_certs_path is None:
+        return None
+    authorities = found.ssl_ca_certs_path if found.ssl_mode == "MTLS" else None
+    return Tls(key=found.ssl_key_path, certificates=found.ssl_certs_path, client_authorities=authorities)
+
+
+def _tracing(found: Settings) -> Tracing | None:
+    if not found.otel:
+        return None
+    from serving.errors import SettingsError
+    from serving.tracing import Tracing
+
+    try:
+        return Tracing(
+            service_name=found.otel_service_name, exporter=found.otel_traces_exporter, endpoint=found.otel_endpoint
+        )
+    except ValueError as error:
+        raise SettingsError("environment", [f"OpenTelemetry refuses one of its variables (OTEL_*): {error}"]) from error
 
 
 if __name__ == "__main__":

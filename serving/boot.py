@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
 
 from serving import backends, cache, hardware, manifest, select
 from serving.api.state import Service
 from serving.backends.base import Backend, LoadOptions
-from serving.batcher import Batcher
 from serving.encoders import EncoderPool
 from serving.errors import BackendError, NoProfile, ServingError
+from serving.lanes import Lane
 from serving.listing import startup_lines
 from serving.metrics import Metrics
-from serving.profile import Machine, Profile
+from serving.profile import Machine, Precision, Profile
 from serving.prove import prove
 from serving.settings import Settings
-from serving.tasks.embed import EmbedSpec, Encoder, collate, load_golden, load_spec, round_up
+from serving.tasks.base import Tower, file_stem
+from serving.tasks.spec import Spec, load_spec
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("engine.plan", "engine.blob", "engine.onnx")
+ENDINGS = (".plan", ".blob", ".onnx")
 # More tokens in one batch make nothing faster, only later: a CPU is busy with few, a GPU wants more.
 MAX_BATCH_TOKENS_CPU, MAX_BATCH_TOKENS_GPU = 4096, 16384
 # OpenVINO prepares its kernels anew for each shape: rounding T up takes a quarter off the time per token of mixed
@@ -46,7 +45,7 @@ def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], mach
     decisions = select.decide(offered.profiles, machine)
     failures: dict[str, str] = {}
     tried: dict[_Attempt, str] = {}  # -> the profile that failed
-    for profile in select.candidates(decisions, settings.wanted_profile):
+    for profile in _preferred(select.candidates(decisions, settings.wanted_profile), settings.precision):
         decision = next(d for d in decisions if d.profile.id == profile.id)
         attempt = _attempt(profile, decision.gpus)
         if attempt in tried:  # SKUs of one compute capability share their files
@@ -74,6 +73,13 @@ def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], mach
     )
 
 
+def _preferred(ranked: Sequence[Profile], precision: Precision | None) -> list[Profile]:
+    """The same, those of the wanted precision first."""
+    if precision is not None and all(profile.precision is not precision for profile in ranked):
+        log.warning("No profile that can run here is %s; the choice is made without NIM_PRECISION", precision)
+    return sorted(ranked, key=lambda profile: precision is not None and profile.precision is not precision)
+
+
 _Attempt = tuple[str, str, float, tuple[str, ...], tuple[int, ...]]
 
 
@@ -95,12 +101,17 @@ def _service(
     if profile.tp != 1:
         raise BackendError(f"{profile.name} spans {profile.tp} GPUs, this server runs engines of one")
     with phase("fetch"):
-        files = cache.fetch(profile, root=settings.root, override=settings.repository_override)
-    engine_name = next((name for name in ENGINES if name in files), None)
+        places = cache.Places(
+            root=settings.root,
+            cache_path=settings.cache_path,
+            repository=settings.repository,
+            may_download=settings.may_download,
+            token=settings.repository_token,
+        )
+        files = cache.fetch_with(profile, places)
     missing = [name for name in ("tokenizer.json", "task.json", "proof.json") if name not in files]
-    if engine_name is None or missing:
-        absent = [*([] if engine_name else [" or ".join(ENGINES)]), *missing]
-        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {', '.join(absent)}")
+    if missing:
+        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {', '.join(missing)}")
     spec, tokenizer = load_spec(files["task.json"]), files["tokenizer.json"]
     if spec.max_tokens > spec.shapes.max[1]:
         raise BackendError(f"texts may have {spec.max_tokens} tokens, the engine takes {spec.shapes.max[1]}")
@@ -112,19 +123,22 @@ def _service(
             device_index=_cuda_index(machine, gpus),
             cache_dir=_kernel_cache(settings.cache_path),
         )
-        backend = backends.load(profile.backend, files.pop(engine_name), options)
+        engines = _load(profile, spec, files, options)
     try:
         with phase("prove"):
-            encoder, golden = Encoder(tokenizer, spec), load_golden(files["proof.json"])
-            report = prove(backend.infer, encoder, spec, golden, profile.proof_min_cosine)
-            log.info("Proved %s: lowest cosine %.5f over %d texts", profile.name, report.min_cosine, report.num_texts)
+            infer = {tower: engine.infer for tower, engine in engines.items()}
+            report = prove(spec, infer, tokenizer, files["proof.json"], profile.proof_min_cosine)
+            log.info("Proved %s: lowest cosine %.5f over %d items", profile.name, report.min_cosine, report.num_items)
         with phase("warm-up"):
-            _warm_up(backend, spec)
+            _warm_up(engines, spec, settings.max_batch_size)
     except Exception:
-        backend.close()
+        for engine in engines.values():
+            engine.close()
         raise
-    on_gpu, multiple = profile.backend in select.GPU_BACKENDS, WIDTH_MULTIPLES.get(profile.backend, 1)
-    metrics.serves(row=profile.name, profile_id=profile.id, backend=backend.name, precision=profile.precision)
+    on_gpu = profile.backend in select.GPU_BACKENDS
+    if gpus:
+        metrics.watch_gpus()
+    metrics.serves(row=profile.name, profile_id=profile.id, backend=profile.backend, precision=profile.precision)
     return Service(
         spec=spec,
         names=settings.served_model_names or (spec.served_name,),
@@ -133,26 +147,57 @@ def _service(
         profile=profile,
         manifest_text=settings.manifest_path.read_text("utf-8"),
         encoders=EncoderPool(tokenizer, spec, settings.num_tokenizers or max(1, min(4, machine.num_cpus // 2))),
-        batcher=Batcher(
-            prepare=lambda items: collate(items, spec, multiple=multiple),
-            run=backend.infer,
-            cost=lambda item: round_up(item.size, multiple, spec),
-            max_batch_items=spec.shapes.max[0],
-            max_batch_cost=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
-            max_queue_items=settings.max_queue_size,
-            observer=metrics,
-        ),
+        lanes={
+            tower.name: _lane(tower, engines[tower.name], settings, metrics, on_gpu=on_gpu) for tower in spec.towers
+        },
         created=int(time.time()),
         license_file=settings.root / "LICENSE",
         repository_override=settings.repository_override or "",
     )
 
 
-def _warm_up(backend: Backend, spec: EmbedSpec) -> None:
+def _load(profile: Profile, spec: Spec, files: dict[str, bytes], options: LoadOptions) -> dict[str, Backend]:
+    """Every tower's engine. The bytes are let go as they are loaded."""
+    names: dict[str, str | None] = {}
+    for tower in spec.towers:
+        known = (file_stem(tower.name) + ending for ending in ENDINGS)
+        names[tower.name] = next((name for name in known if name in files), None)
+    lacking = [file_stem(tower) for tower, name in names.items() if name is None]
+    if lacking:
+        wanted = ", ".join(" or ".join(stem + ending for ending in ENDINGS) for stem in lacking)
+        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {wanted}")
+    engines: dict[str, Backend] = {}
+    try:
+        for tower_name, name in names.items():
+            assert name is not None  # refused above
+            engines[tower_name] = backends.load(profile.backend, files.pop(name), options)
+    except Exception:
+        for engine in engines.values():
+            engine.close()
+        raise
+    return engines
+
+
+def _lane(tower: Tower, engine: Backend, settings: Settings, metrics: Metrics, *, on_gpu: bool) -> Lane:
+    return Lane(
+        tower=tower,
+        infer=engine.infer,
+        multiple=WIDTH_MULTIPLES.get(engine.name, 1),
+        max_batch_items=settings.max_batch_size or tower.max_batch,
+        max_batch_cost=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
+        max_queue_items=settings.max_queue_size,
+        observer=metrics.lane(tower.name),
+    )
+
+
+def _warm_up(engines: Mapping[str, Backend], spec: Spec, max_batch_size: int) -> None:
     """One batch of the tuned shape, and on a GPU the largest too: too little memory shows now, not under load."""
-    for num_items, num_tokens in (spec.shapes.opt, *([spec.shapes.max] if backend.name in select.GPU_BACKENDS else [])):
-        text = np.full(num_tokens, spec.pad_token_id, dtype=np.int64)
-        backend.infer(collate([text] * num_items, spec))
+    for tower in spec.towers:
+        engine = engines[tower.name]
+        on_gpu = engine.name in select.GPU_BACKENDS
+        most = min(max_batch_size or tower.max_batch, tower.max_batch)
+        for num_items, num_tokens in (spec.shapes.opt, *([spec.shapes.max] if on_gpu else [])):
+            engine.infer(tower.collate(tower.sample(min(num_items, most), num_tokens)))
 
 
 def _cuda_index(machine: Machine, gpus: tuple[int, ...]) -> int:

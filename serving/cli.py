@@ -7,11 +7,12 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from serving import cache, hardware, manifest, select, settings
-from serving.errors import CacheError, ServingError, StoreWriteError, WantedProfileError
+from serving.errors import ServingError, StoreWriteError, WantedProfileError
 from serving.listing import listing_json, listing_text, startup_lines
 from serving.profile import Machine, Profile
 from serving.settings import AUTOMATIC, Settings
@@ -90,41 +91,66 @@ def _wanted(arguments: argparse.Namespace, decisions: Sequence[select.Decision],
     if not names and found.wanted_profile:
         names = [found.wanted_profile]
     if not names:
-        return select.candidates(decisions, None)[:1]
+        ranked = select.candidates(decisions, None)
+        return sorted(ranked, key=lambda profile: profile.precision != (found.precision or profile.precision))[:1]
     chosen: dict[str, Profile] = {}
-    unknown: list[str] = []
+    unknown: dict[str, str] = {}
     for name in names:
         try:
             profile = select.choose(profiles, name)
             chosen[profile.id] = profile
         except WantedProfileError as error:
-            unknown.append(str(error))
+            unknown[name] = str(error).partition("\nAll valid profiles:")[0]
     if unknown:
-        raise WantedProfileError("\n".join(["Not all of the provided profiles are supported.", *unknown]))
+        raise WantedProfileError(_unknown_words(unknown, profiles))
     return list(chosen.values())
 
 
+def _unknown_words(unknown: Mapping[str, str], profiles: Sequence[Profile]) -> str:
+    """NIM's words for it, by which people search; then which name is wrong and what it may have meant."""
+    texts = {text: profile for profile in profiles for text in (profile.name, profile.id)}
+    near = {texts[text].id for name in unknown for text in get_close_matches(name, texts, n=3)}
+    listed = [f"  {p.id} ({p.name})" + ("  <- did you mean this?" if p.id in near else "") for p in profiles]
+    lines = [
+        "Not all of the provided profiles are supported.",
+        f"Unknown profiles provided: {_set_words(unknown)}",
+        f"All valid profiles: {_set_words(profile.id for profile in profiles)}",
+    ]
+    return "\n".join([*lines, *unknown.values(), "The same with their names:", *listed])
+
+
+def _set_words(texts: Iterable[str]) -> str:
+    return "{" + ", ".join(repr(text) for text in texts) + "}"
+
+
+def _places(found: Settings) -> cache.Places:
+    return cache.Places(
+        root=found.root,
+        cache_path=found.cache_path,
+        repository=found.repository,
+        may_download=found.may_download,
+        token=found.repository_token,
+    )
+
+
 def _download_to_cache(profiles: Sequence[Profile], found: Settings) -> None:
-    """Check every profile before complaining about any: a person wants the whole damage in one run."""
-    problems: list[str] = []
+    places = cache.ensure(profiles, _places(found), _say)
     for profile in profiles:
-        try:
-            files = cache.fetch(profile, root=found.root, override=found.repository_override)
-        except CacheError as error:
-            problems.append(str(error))
-            continue
-        what = f"{len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB"
-        where = found.repository_override or "embedded in the image"
-        print(f"{profile.id} ({profile.name}): {what} verified, {where}; nothing to download")
-    if problems:
-        raise CacheError(f"{len(problems)} of {len(profiles)} profile(s)", problems)
+        what = f"{len(profile.files)} files, {sum(max(0, f.size_bytes) for f in profile.files) / 1e6:.1f} MB"
+        where = sorted({places[file.checksum] for file in profile.files})
+        nothing = "" if any(w.startswith("downloaded") for w in where) else "; nothing to download"
+        print(f"{profile.id} ({profile.name}): {what} verified, {', '.join(where)}{nothing}")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _create_model_store(profiles: Sequence[Profile], found: Settings, folder: Path) -> None:
     """One profile goes flat into the folder; several go into a folder each, since their files share names."""
     for profile in profiles:
         target = folder if len(profiles) == 1 else folder / profile.id  # names are free text
-        files = cache.fetch(profile, root=found.root, override=found.repository_override)
+        files = cache.fetch_with(profile, _places(found))
         for name, data in files.items():
             _write(target / name, data)
         print(f"{profile.id} ({profile.name}): wrote {len(files)} files to {target}")
@@ -136,7 +162,10 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".enginery-") as beside:
             part = Path(beside, "part")
-            part.write_bytes(data)
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
     except OSError as error:
         remedy = f"name a folder that user {os.geteuid()} may write"

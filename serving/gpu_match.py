@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from serving.profile import Machine, Profile
 
+MIN_DRIVER = "min_driver_version"  # a tag of ours: "580" or "580.65.06"
 GB = 10**9  # as in the tag min_vram_per_device_gb: a card sold as 24 GB reports about 22.5 GiB
 
 
@@ -20,7 +21,7 @@ class GpuMatch:
 
 
 def match(profile: Profile, machine: Machine) -> GpuMatch:
-    """Match a profile's gpu_device, compute_capability, number_of_gpus and min_vram_per_device_gb.
+    """Match a profile's gpu_device, compute_capability, tp, pp, number_of_gpus and min_vram_per_device_gb.
 
     An engine runs on every GPU of its compute capability; the very model comes first. PCI ids are compared whole:
     matching by name takes an L40S for an L4.
@@ -36,7 +37,7 @@ def match(profile: Profile, machine: Machine) -> GpuMatch:
     exact = [g for g in machine.gpus if g.pci_device.lower() in devices and capability in (None, g.compute_capability)]
     related = [g for g in machine.gpus if g.compute_capability == capability and g not in exact]
     needed = _num_gpus(profile)
-    usable = exact if len(exact) >= needed else exact + related
+    usable = exact + related  # a relative with room serves while the very model is full
     if not usable:
         have = ", ".join(
             f"{g.name} [{g.pci_device}] of compute capability {g.compute_capability}" for g in machine.gpus
@@ -44,7 +45,7 @@ def match(profile: Profile, machine: Machine) -> GpuMatch:
         return GpuMatch(refusal=f"was compiled for {_described(profile)}; this machine has {have}")
     if len(usable) < needed:
         return GpuMatch(refusal=f"needs {needed} GPUs like {_described(profile)}; this machine has {len(usable)}")
-    floor = _number(profile, "min_vram_per_device_gb", 0) * GB
+    floor = min_vram_gb(profile) * GB
     large = [gpu for gpu in usable if gpu.memory_total_bytes >= floor]
     if len(large) < needed:
         most = max(gpu.memory_total_bytes for gpu in usable)
@@ -77,12 +78,34 @@ def _described(profile: Profile) -> str:
 def malformed(profile: Profile) -> list[str]:
     """What is wrong with the tags that count something. match and rank may read a profile only where this is empty."""
     wrong = []
-    for tag in ("tp", "number_of_gpus", "min_vram_per_device_gb"):
+    for tag in ("tp", "pp", "number_of_gpus", "min_vram_per_device_gb"):
         value = profile.tags.get(tag, "1")
         digits = value.replace(".", "", 1) if tag == "min_vram_per_device_gb" else value
         if not (digits.isascii() and digits.isdecimal() and len(digits) <= 12):
             wrong.append(f"the tag {tag} is {value!r}, not a number")
+    if MIN_DRIVER in profile.tags and _version(profile.tags[MIN_DRIVER]) is None:
+        wrong.append(f"the tag {MIN_DRIVER} is {profile.tags[MIN_DRIVER]!r}, not a version such as '580.65.06'")
     return wrong
+
+
+def driver_refusal(profile: Profile, machine: Machine) -> str | None:
+    """Why the driver here is too old; None where it is not, or where nobody knows: then the boot's proof decides."""
+    needed = _version(profile.tags.get(MIN_DRIVER, ""))
+    here = _version(machine.driver_version or "")
+    if not machine.gpus or needed is None or here is None or here >= needed:
+        return None
+    return f"needs NVIDIA driver {profile.tags[MIN_DRIVER]} or newer; this machine has {machine.driver_version}"
+
+
+def min_vram_gb(profile: Profile) -> float:
+    """What each GPU must have, in GB of 10**9 bytes; 0: nothing is asked."""
+    return _number(profile, "min_vram_per_device_gb", 0)
+
+
+def _version(text: str) -> tuple[int, ...] | None:
+    parts = text.split(".")
+    known = all(part.isascii() and part.isdecimal() and len(part) <= 9 for part in parts)
+    return tuple(int(part) for part in parts) if known else None
 
 
 def _number(profile: Profile, tag: str, default: float) -> float:
@@ -90,4 +113,6 @@ def _number(profile: Profile, tag: str, default: float) -> float:
 
 
 def _num_gpus(profile: Profile) -> int:
-    return max(1, int(_number(profile, "number_of_gpus", _number(profile, "tp", 1))))
+    """NIM's count: the tensor-parallel times the pipeline-parallel degree, or more where a tag says so."""
+    spans = _number(profile, "tp", 1) * _number(profile, "pp", 1)
+    return max(1, int(spans), int(_number(profile, "number_of_gpus", 1)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from serving.profile import Gpu, Machine
@@ -30,12 +30,11 @@ def detect(
     arch: str | None = None,
     affinity: int | None = None,
     visible_gpus: str | None = None,
-    nvml: ModuleType | None = None,
 ) -> Machine:
     """Look at the machine.
 
     cpu_only: do not look for GPUs (NIM_CPU_ONLY). affinity: CPUs this process may run on; None asks the system.
-    visible_gpus: the value of CUDA_VISIBLE_DEVICES. nvml: the module to ask; None imports nvidia-ml-py.
+    visible_gpus: the value of CUDA_VISIBLE_DEVICES.
     """
     notes: list[str] = []
     memory = _memory_bytes(proc, cgroup)
@@ -44,7 +43,7 @@ def detect(
     if cpu_only:
         notes.append("NIM_CPU_ONLY is set: GPUs were not looked for")
     else:
-        gpus, driver, gpu_notes = _gpus(nvml, memory)
+        gpus, driver, gpu_notes = _gpus(memory)
         gpus = _visible(gpus, visible_gpus, gpu_notes)
         notes += gpu_notes
     machine_arch = arch or platform.machine()
@@ -136,14 +135,12 @@ def _cgroups(proc: Path, cgroup: Path, controller: str) -> list[Path]:
     return folders or [cgroup]
 
 
-def _gpus(nvml: Any, system_memory: int) -> tuple[tuple[Gpu, ...], str | None, list[str]]:
+def _gpus(system_memory: int) -> tuple[tuple[Gpu, ...], str | None, list[str]]:
     """GPUs in PCI order, the driver's version, and notes."""
-    if nvml is None:
-        try:
-            import pynvml
-        except ImportError:
-            return (), None, ["NVML: nvidia-ml-py is not installed in this image"]
-        nvml = pynvml
+    try:
+        import pynvml as nvml
+    except ImportError:
+        return (), None, ["NVML: nvidia-ml-py is not installed in this image"]
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -152,40 +149,46 @@ def _gpus(nvml: Any, system_memory: int) -> tuple[tuple[Gpu, ...], str | None, l
     gpus: list[Gpu] = []
     driver: str | None = None
     try:
-        driver = str(nvml.nvmlSystemGetDriverVersion())
+        try:
+            driver = str(nvml.nvmlSystemGetDriverVersion())
+        except nvml.NVMLError as error:  # the GPUs may still answer
+            notes.append(f"NVML: the driver's version is not known: {error}")
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
                 gpus.append(_gpu(nvml, index, system_memory, notes))
             except nvml.NVMLError as error:  # one lost GPU must not hide the others
                 notes.append(f"NVML: GPU {index} cannot be used: {error}")
     except nvml.NVMLError as error:
-        notes.append(f"NVML: {error}")
+        notes.append(f"NVML: the GPUs cannot be counted: {error}")
     finally:
-        nvml.nvmlShutdown()
+        with suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
     if not gpus and not notes:
         notes.append("NVML: the driver is loaded and reports no GPU")
     return tuple(gpus), driver, notes
 
 
 def _gpu(nvml: Any, index: int, system_memory: int, notes: list[str]) -> Gpu:
+    """One GPU; raises NVMLError where it fails, as one that is lost meanwhile does. Its notes are given when it is."""
+    told: list[str] = []
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = int(memory.total), int(memory.free)
-    except nvml.NVMLError:  # GB10 and Jetson share the system's memory and report none of their own
+    except nvml.NVMLError_NotSupported:  # GB10 and Jetson share the system's memory and report none of their own
         total = free = system_memory
-        notes.append(f"GPU {index} shares the system's memory")
+        told.append(f"GPU {index} shares the system's memory")
     try:
         utilization = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except nvml.NVMLError:  # not reported by every GPU, and only shown to people
         utilization = 0
     try:
         if nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE:
-            notes.append(f"GPU {index} is in MIG mode; the memory shown is the whole GPU's, not this instance's")
+            told.append(f"GPU {index} is in MIG mode; the memory shown is the whole GPU's, not this instance's")
     except nvml.NVMLError:  # GPUs without MIG answer "not supported"
         pass
-    return Gpu(
+    gpu = Gpu(
         index=index,
         name=str(nvml.nvmlDeviceGetName(handle)),
         pci_device=f"{nvml.nvmlDeviceGetPciInfo(handle).pciDeviceId >> 16:04x}",  # the lower half is the vendor
@@ -194,6 +197,8 @@ def _gpu(nvml: Any, index: int, system_memory: int, notes: list[str]) -> Gpu:
         memory_free_bytes=free,
         utilization_percent=utilization,
     )
+    notes += told
+    return gpu
 
 
 def _visible(gpus: tuple[Gpu, ...], visible: str | None, notes: list[str]) -> tuple[Gpu, ...]:

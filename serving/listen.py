@@ -1,4 +1,4 @@
-"""The socket, the HTTP parser's limits, and signals: listen first, load beside it, drain at the end."""
+"""The socket, TLS, the HTTP parser's limits, and signals: listen first, load beside it, drain at the end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,6 +21,7 @@ from serving.api.app import App
 from serving.api.state import Limits, Service, State
 from serving.errors import ServingError
 from serving.metrics import Metrics
+from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +32,18 @@ MAX_HEADERS = 100
 
 
 class ListenError(ServingError):
-    """The address cannot be listened on."""
+    """The address cannot be listened on, or not with these certificates."""
 
     exit_code = 27
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Files in PEM."""
+
+    key: Path
+    certificates: Path  # the server's, and those between it and its authority
+    client_authorities: Path | None = None  # given: clients must show a certificate that one of these signed
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -65,7 +78,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         if len(self.headers) > MAX_HEADERS:
             raise ValueError("too many headers")  # the parser passes it on and uvicorn answers 400
+        # A head that came in one piece was never seen unfinished.
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse("431 Request Header Fields Too Large")
+            raise ValueError("too large a head")
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():  # else it has been answered
+            super().send_400_response(msg)
 
     def _start_timer(self) -> None:
         self._stop_timer()
@@ -110,11 +131,17 @@ async def serve(
     load: Callable[[Metrics, Callable[[str], None]], Service],
     limits: Limits,
     drain_s: float = DRAIN_S,
+    *,
+    tls: Tls | None = None,
+    tracing: Tracing | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. load runs in a thread while probes are answered already."""
+    """Serve until SIGTERM or SIGINT; the exit code. load runs in a thread while probes are answered already.
+
+    Raises ListenError when the certificates cannot be used.
+    """
     loop = asyncio.get_running_loop()
     state, metrics = State(), Metrics()
-    server = _Server(_config(App(state, metrics, limits), drain_s))
+    server = _Server(_config(App(state, metrics, limits, tracing), drain_s, tls))
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -174,12 +201,13 @@ async def _drain(state: State, drain_s: float, forced: asyncio.Event) -> None:
         log.warning("%d requests were not finished", state.in_flight)
     for task in (finishing, forcing):
         task.cancel()
-    await state.service.batcher.drain(0)
+    for lane in state.service.lanes.values():
+        await lane.batcher.drain(0)
     state.service.encoders.close()
 
 
-def _config(app: App, drain_s: float) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: App, drain_s: float, tls: Tls | None = None) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http=LimitedProtocol,
         loop="uvloop",
@@ -191,7 +219,21 @@ def _config(app: App, drain_s: float) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,  # longer than the idle time of usual load balancers
         timeout_graceful_shutdown=max(1, int(min(drain_s, 2))),
+        ssl_keyfile=tls.key if tls else None,
+        ssl_certfile=tls.certificates if tls else None,
+        ssl_ca_certs=tls.client_authorities if tls else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_authorities else ssl.CERT_NONE,
     )
+    try:
+        config.load()  # reads the certificates
+    except OSError as error:  # ssl.SSLError is one
+        assert tls is not None
+        named = ", ".join(str(path) for path in (tls.certificates, tls.key, tls.client_authorities) if path)
+        raise ListenError(
+            f"TLS does not start with {named}: {error}; NIM_SSL_CERTS_PATH and NIM_SSL_KEY_PATH name a certificate and "
+            "its key in PEM, NIM_SSL_CA_CERTS_PATH the authorities of clients"
+        ) from error
+    return config
 
 
 def _in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], Service]) -> asyncio.Future[Service]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from serving.gpu_match import malformed, min_vram_gb
 from serving.profile import Gpu, Machine, Profile
 from serving.select import Decision, rank
 
@@ -18,7 +19,7 @@ def listing_text(decisions: Sequence[Decision], machine: Machine) -> str:
     busy = [gpu for gpu in machine.gpus if not _is_free(gpu)]
     features = [feature for feature in _TELLING_FEATURES if feature in machine.cpu_features]
     runtimes = [f"{name} {version}" for name, version in sorted(machine.runtimes.items())]
-    runnable = [f"  - {_label(profile)}" for profile in rank(decisions)]
+    runnable = [f"  - {_label(profile)}{_needs(profile)}" for profile in rank(decisions)]
     low_memory = [_refused(decision) for decision in decisions if decision.low_memory]
     incompatible = [_refused(decision) for decision in decisions if decision.refusal and not decision.low_memory]
     return "\n".join(
@@ -33,6 +34,8 @@ def listing_text(decisions: Sequence[Decision], machine: Machine) -> str:
             "MODEL PROFILES",
             *_section("- Compatible with system and runnable:", runnable),
             *_section("- Compatible with system but not runnable due to low GPU free memory:", low_memory),
+            # Nothing of ours is compiled where it serves; scripts that look for the section find it empty.
+            *_section("- Compilable to TRT-LLM using just-in-time compilation of HF models to TRTLLM engines:", []),
             *_section("- Incompatible with system:", incompatible),
         ]
     )
@@ -101,7 +104,14 @@ def _label(profile: Profile) -> str:
 
 
 def _refused(decision: Decision) -> str:
-    return f"  - {_label(decision.profile)}: {decision.refusal}"
+    return f"  - {_label(decision.profile)}{_needs(decision.profile)}: {decision.refusal}"
+
+
+def _needs(profile: Profile) -> str:
+    """NIM's hint, where a profile asks for GPU memory: " [requires >=24 GB/gpu]"."""
+    if malformed(profile) or not (floor := min_vram_gb(profile)):
+        return ""
+    return f" [requires >={floor:g} GB/gpu]"
 
 
 def _status(decision: Decision) -> str:

@@ -8,6 +8,7 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
     Info,
     PlatformCollector,
@@ -16,19 +17,22 @@ from prometheus_client import (
     generate_latest,
 )
 
+from serving.gpu_metrics import GpuCollector
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _POWERS = tuple(2**n for n in range(12))
 _TOKENS = tuple(4**n for n in range(2, 9))
 
 
 class Metrics:
-    """One server's metrics in a registry of their own; also the batcher's observer."""
+    """One server's metrics in a registry of their own."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the text and nobody reads them
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
         self.requests = Counter(
             "request_count", "Requests answered.", ["route", "status"], registry=registry
         )  # exposed as request_count_total
@@ -43,27 +47,8 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("inflight", "Requests being answered.", registry=registry)
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens of texts that were embedded.", registry=registry)
-        self.queue_depth = Gauge("queue_depth", "Texts waiting for the engine.", registry=registry)
-        self.queue_time = Histogram(
-            "queue_time_seconds", "A text's time in the queue.", buckets=_SECONDS, registry=registry
-        )
-        self.batch_size = Histogram("batch_size", "Texts of one batch.", buckets=_POWERS, registry=registry)
-        self.batch_tokens = Histogram(
-            "batch_tokens",
-            "Tokens of one batch, before padding to its longest.",
-            buckets=_TOKENS,
-            registry=registry,
-        )
-        self.batch_seconds = Histogram(
-            "batch_seconds", "The engine's time for one batch.", buckets=_SECONDS, registry=registry
-        )
-        self.padding = Histogram(
-            "padding_waste_ratio",
-            "The padded share of a batch.",
-            buckets=(0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75),
-            registry=registry,
-        )
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of texts that were answered.", registry=registry)
+        self._lanes = _LaneFamilies(registry)
         self.load_phase = Gauge("load_phase_seconds", "Time of each phase of the start.", ["phase"], registry=registry)
         self.ready = Gauge("ready", "1 when the server answers requests.", registry=registry)
         self._profile = Info("profile", "The profile that serves.", registry=registry)
@@ -80,17 +65,66 @@ class Metrics:
             self.failures.labels(route, str(status)).inc()
         self.latency.labels(route).observe(seconds)
 
-    def queued(self, num_items: int) -> None:
-        self.queue_depth.set(num_items)
+    def lane(self, tower: str) -> LaneMetrics:
+        """What a batcher tells of the engine that it feeds."""
+        return LaneMetrics(self._lanes, tower)
 
-    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
-        self.batch_size.observe(num_items)
-        self.batch_tokens.observe(cost)
-        self.batch_seconds.observe(seconds)
-        self.padding.observe(1 - cost / padded_cost if padded_cost else 0.0)
-        for wait in waited_s:
-            self.queue_time.observe(wait)
+    def watch_gpus(self) -> None:
+        """Ask NVML at each scrape."""
+        self.registry.register(GpuCollector())
 
     def text(self) -> bytes:
         """Prometheus text."""
         return generate_latest(self.registry)
+
+
+class _LaneFamilies:
+    """Metrics of an engine and the queue before it, by tower: "model", or "text" and "image"."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        tower = ["tower"]
+        self.queue_depth = Gauge("queue_depth", "Items waiting for the engine.", tower, registry=registry)
+        self.queue_time = Histogram(
+            "queue_time_seconds", "An item's time in the queue.", tower, buckets=_SECONDS, registry=registry
+        )
+        self.batch_size = Histogram("batch_size", "Items of one batch.", tower, buckets=_POWERS, registry=registry)
+        self.batch_tokens = Histogram(
+            "batch_tokens",
+            "Tokens of one batch, before padding to its longest.",
+            tower,
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.batch_seconds = Histogram(
+            "batch_seconds", "The engine's time for one batch.", tower, buckets=_SECONDS, registry=registry
+        )
+        self.padding = Histogram(
+            "padding_waste_ratio",
+            "The padded share of a batch.",
+            tower,
+            buckets=(0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75),
+            registry=registry,
+        )
+
+
+class LaneMetrics:
+    """One tower's: its batcher's observer."""
+
+    def __init__(self, families: _LaneFamilies, tower: str) -> None:
+        self._queue_depth = families.queue_depth.labels(tower)
+        self._queue_time = families.queue_time.labels(tower)
+        self._batch_size = families.batch_size.labels(tower)
+        self._batch_tokens = families.batch_tokens.labels(tower)
+        self._batch_seconds = families.batch_seconds.labels(tower)
+        self._padding = families.padding.labels(tower)
+
+    def queued(self, num_items: int) -> None:
+        self._queue_depth.set(num_items)
+
+    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
+        self._batch_size.observe(num_items)
+        self._batch_tokens.observe(cost)
+        self._batch_seconds.observe(seconds)
+        self._padding.observe(1 - cost / padded_cost if padded_cost else 0.0)
+        for wait in waited_s:
+            self._queue_time.observe(wait)

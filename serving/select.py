@@ -62,10 +62,11 @@ def refusal(profile: Profile, machine: Machine) -> str | None:
 
 
 def rank(decisions: Iterable[Decision]) -> list[Profile]:
-    """The profiles that may run, best first.
+    """The profiles that may run, best first: a total order, so the same whatever order the manifest has.
 
-    Exact GPU > same compute capability > optimised CPU > generic; then TensorRT > OpenVINO > ONNX Runtime, precision,
-    latency over throughput, higher tensor parallelism, name (docs.nvidia.com/nim "Model profiles", and our CPU rules).
+    Exact GPU > same compute capability > optimised CPU > generic; then later CPU instructions, TensorRT > OpenVINO >
+    ONNX Runtime, precision, latency over throughput, higher tensor parallelism, name (docs.nvidia.com/nim "Model
+    profiles", and our CPU rules; docs/selection.md gives the reasons).
     """
     return [d.profile for d in sorted((d for d in decisions if d.refusal is None), key=_rank_key)]
 
@@ -122,8 +123,7 @@ def _decide(profile: Profile, machine: Machine) -> Decision:
     if unreadable or not _needs_gpu(profile):
         return Decision(profile=profile, refusal="; ".join(reasons) or None, fit=_cpu_fit(profile))
     found = gpu_match.match(profile, machine)
-    if found.refusal:
-        reasons.append(found.refusal)
+    reasons += [reason for reason in (found.refusal, gpu_match.driver_refusal(profile, machine)) if reason]
     low_memory = bool(found.low_memory) and not reasons
     return Decision(
         profile=profile,
@@ -198,4 +198,5 @@ def _rank_key(decision: Decision) -> tuple[object, ...]:
         {"latency": 0, "throughput": 2}.get(profile.tags.get("profile", ""), 1),
         -profile.tp,
         profile.name,
+        profile.id,
     )

@@ -24,7 +24,8 @@ def load(data: bytes | str, source: str) -> Tree:
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > MAX_BYTES:
-        raise ManifestError(source, [f"has {len(raw)} bytes; the limit is {MAX_BYTES}"])
+        what = f"has {len(raw)} bytes; the limit is {MAX_BYTES}, what a Kubernetes ConfigMap holds: list fewer profiles"
+        raise ManifestError(source, [what])
     try:
         return _build(raw.decode("utf-8"), source)
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipelines import base_image, dockerfile, wheels
+from tests.serving.servers import certificate, serve
 
 ROOT = Path(__file__).parents[1]
 CONTAINERS = ROOT / "containers"
@@ -198,3 +200,31 @@ def test_the_pinned_base_has_a_digest_or_says_that_it_has_none() -> None:
 def test_a_lock_with_a_digest_is_pulled_by_it(tmp_path: Path) -> None:
     (tmp_path / "images.lock").write_text(f"base: {{image: python, tag: x, digest: 'sha256:{'a' * 64}'}}\n")
     assert base_image.pinned(tmp_path / "images.lock") == f"python@sha256:{'a' * 64}"
+
+
+@pytest.mark.parametrize("mode", ["plain", "tls", "mtls"])
+def test_the_health_check_asks_a_server_by_the_port_and_the_protocol_that_it_is_told(mode: str, tmp_path: Path) -> None:
+    environ, context = {"PATH": os.environ["PATH"]}, None
+    if mode != "plain":
+        trusted, key = certificate(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(trusted, key)
+        environ["NIM_SSL_MODE"] = mode.upper()
+    if mode == "mtls":
+        assert context is not None
+        context.verify_mode = ssl.CERT_REQUIRED
+    with serve({"/v1/health/ready": b"{}"}, context) as web:
+        environ["NIM_SERVER_BIND_ADDR"] = f"0.0.0.0:{web.url.rpartition(':')[2]}"
+        subprocess.run([CONTAINERS / "bin/healthcheck"], env=environ, check=True, timeout=30)
+        web.answers = [503]
+        command = [CONTAINERS / "bin/healthcheck"]
+        done = subprocess.run(command, env=environ, check=False, timeout=30, capture_output=True)
+        assert done.returncode == (0 if mode == "mtls" else 1)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_has_what_the_server_imports_on_demand(runtime: str) -> None:
+    """Each image starts from lib/cpu: pictures, S3 and traces must not be missing where a GPU is."""
+    copies = [copy.source for copy in dockerfile.read(CONTAINERS / runtime / "Dockerfile").copies]
+    assert copies[0] == "lib/cpu"
+    assert {"pillow", "boto3", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"} <= set(pins("cpu"))

@@ -14,6 +14,7 @@ from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
 from pipelines.stage import StageRequest, StageResult
 from serving.profile import Precision, ShapeRange
+from serving.tasks.base import ONLY, TOWERS, file_stem, suffixed
 
 # The compiler of a SKU -> the function that makes its engine.
 COMPILERS: Mapping[str, Callable[[CompileOrder], Engine]] = {
@@ -25,19 +26,26 @@ COMPILERS: Mapping[str, Callable[[CompileOrder], Engine]] = {
 
 
 def run(request: StageRequest) -> StageResult:
-    """The stage: model.onnx -> "engine", the file's name telling its kind."""
+    """The stage: model.onnx -> "engine", for each tower; the file's name tells its kind."""
     params = request.params
     compiler = COMPILERS.get(params["compiler"])
     if compiler is None:
         raise CompileError(f"there is no compiler '{params['compiler']}'; one of {', '.join(COMPILERS)} is meant")
-    started = time.monotonic()
-    engine = compiler(_order(request.inputs["model.onnx"], params))
-    path = request.output_dir / engine.file_name
-    path.write_bytes(engine.data)
-    return StageResult(
-        outputs={"engine": path},
-        facts={**engine.facts, "compile_s": round(time.monotonic() - started, 2), "size_bytes": len(engine.data)},
-    )
+    outputs: dict[str, Path] = {}
+    facts: dict[str, Any] = {}
+    for tower in TOWERS[params["task"]]:
+        started = time.monotonic()
+        engine = compiler(_order(request.inputs[suffixed("model.onnx", tower)], params))
+        path = request.output_dir / f"{file_stem(tower)}{Path(engine.file_name).suffix}"
+        path.write_bytes(engine.data)
+        outputs[suffixed("engine", tower)] = path
+        found = {
+            **engine.facts,
+            "compile_s": round(time.monotonic() - started, 2),
+            "size_bytes": len(engine.data),
+        }
+        facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in found.items()}
+    return StageResult(outputs=outputs, facts=facts)
 
 
 def _order(source: Path, params: Mapping[str, Any]) -> CompileOrder:

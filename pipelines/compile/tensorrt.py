@@ -91,7 +91,9 @@ def _build(trt: ModuleType, order: CompileOrder, configure: Any) -> Engine:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the gate reads each layer's format
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
-        profile.set_shape(network.get_input(i).name, order.shapes.min, order.shapes.opt, order.shapes.max)
+        tensor = network.get_input(i)
+        given = (order.shapes.min, order.shapes.opt, order.shapes.max)
+        profile.set_shape(tensor.name, *(_shape(tuple(tensor.shape), shape) for shape in given))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -106,6 +108,11 @@ def _build(trt: ModuleType, order: CompileOrder, configure: Any) -> Engine:
             "warnings": logger.warnings,
         },
     )
+
+
+def _shape(dims: tuple[int, ...], given: tuple[int, int]) -> tuple[int, ...]:
+    """An input's dims, -1 where they vary -> its shape for a (B, T): the first axis is B, another that varies is T."""
+    return tuple(given[min(axis, 1)] if dim < 0 else dim for axis, dim in enumerate(dims))
 
 
 def _logger(trt: ModuleType) -> Any:

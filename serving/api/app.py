@@ -11,10 +11,15 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serving.api import errors, management
+from serving.api.docs import page
 from serving.api.embeddings import embeddings
+from serving.api.openapi import openapi_json
+from serving.api.ranking import ranking, rerank
 from serving.api.state import Call, Limits, Response, Service, State
+from serving.lanes import Timing
 from serving.logs import FIELDS
 from serving.metrics import Metrics
+from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,8 @@ ALWAYS: dict[str, Callable[[Call], Response]] = {
     "/v1/health/live": management.live,
     "/v1/health/ready": management.ready,
     "/v1/version": management.version,
+    "/openapi.json": openapi_json,
+    "/docs": page,
 }
 # Answered once there is a service, while draining too.
 WHEN_LOADED: dict[str, Callable[[Call, Service], Response]] = {
@@ -37,7 +44,18 @@ WHEN_LOADED: dict[str, Callable[[Call, Service], Response]] = {
     "/v1/license": management.license_text,
 }
 METRICS = ("/v1/metrics", "/metrics")
-EMBEDDINGS = "/v1/embeddings"
+# Answered by the engine, for the tasks that they are of.
+POSTS: dict[str, Callable[[Call, Service], Awaitable[Response]]] = {
+    "/v1/embeddings": embeddings,
+    "/v1/ranking": ranking,
+    "/v1/rerank": rerank,
+    "/rerank": rerank,
+}
+ROUTES_OF = {
+    "embed": ("/v1/embeddings",),
+    "clip": ("/v1/embeddings",),
+    "rerank": ("/v1/ranking", "/v1/rerank", "/rerank"),
+}
 UNKNOWN = "other"  # the route's label for every other path: labels must not come from requests
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -50,8 +68,8 @@ class ClientGone(Exception):
 class App:
     """Raw ASGI: the whole of a request passes through __call__."""
 
-    def __init__(self, state: State, metrics: Metrics, limits: Limits) -> None:
-        self.state, self.metrics, self.limits = state, metrics, limits
+    def __init__(self, state: State, metrics: Metrics, limits: Limits, tracing: Tracing | None = None) -> None:
+        self.state, self.metrics, self.limits, self.tracing = state, metrics, limits, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,10 +79,11 @@ class App:
         request_id = _request_id(headers)
         route = _route(scope["path"])
         self.metrics.in_flight.inc()
-        status, num_tokens = 499, 0  # as nginx counts a client that left
+        status, num_tokens, num_items = 499, 0, 0  # as nginx counts a client that left
+        timing = Timing()
         try:
             try:
-                response = await self._answer(route, scope["method"], headers, receive)
+                response = await self._answer(route, scope["method"], headers, receive, timing)
             except ClientGone:
                 return
             except Exception as error:
@@ -72,30 +91,50 @@ class App:
                 if problem.status == 500:
                     log.exception("request failed", extra={FIELDS: {"request_id": request_id}})
                 response = problem.response()
-            status, num_tokens = response.status, response.num_tokens
+            status, num_tokens, num_items = response.status, response.num_tokens, response.num_items
             await _send(send, response, request_id)
         finally:
             self.metrics.in_flight.dec()
             seconds = time.monotonic() - started
             self.metrics.answered(route, status, seconds)
             self.metrics.prompt_tokens.inc(num_tokens)
-            if route in (EMBEDDINGS, UNKNOWN):
-                fields = {
+            if route in POSTS or route == UNKNOWN:
+                fields: dict[str, Any] = {
                     "request_id": request_id,
                     "route": route,
                     "status": status,
                     "duration_ms": round(seconds * 1000, 2),
+                    "queue_ms": round(timing.queue_s * 1000, 2),
+                    "engine_ms": round(timing.engine_s * 1000, 2),
                     "prompt_tokens": num_tokens,
+                    "num_items": num_items,
                 }
+                if self.tracing is not None and route in POSTS:
+                    fields["trace_id"] = self.tracing.record(
+                        method=scope["method"],
+                        route=route,
+                        status=status,
+                        seconds=seconds,
+                        headers=headers,
+                        attributes={
+                            "enginery.request_id": request_id,
+                            "enginery.num_items": num_items,
+                            "enginery.num_tokens": num_tokens,
+                            "enginery.queue_seconds": timing.queue_s,
+                            "enginery.engine_seconds": timing.engine_s,
+                        },
+                    )
                 log.info("request", extra={FIELDS: fields})
 
-    async def _answer(self, route: str, method: str, headers: dict[bytes, bytes], receive: Receive) -> Response:
+    async def _answer(
+        self, route: str, method: str, headers: dict[bytes, bytes], receive: Receive, timing: Timing
+    ) -> Response:
         if route == UNKNOWN:
             raise errors.not_found()
-        if route == EMBEDDINGS:
+        if route in POSTS:
             if method != "POST":
                 raise errors.not_allowed("POST")
-            return await self._embeddings(headers, receive)
+            return await self._post(route, headers, receive, timing)
         if method not in ("GET", "HEAD"):
             raise errors.not_allowed("GET, HEAD")
         if route in METRICS:
@@ -105,16 +144,19 @@ class App:
             return ALWAYS[route](call)
         return WHEN_LOADED[route](call, self._service(allow_draining=True))
 
-    async def _embeddings(self, headers: dict[bytes, bytes], receive: Receive) -> Response:
+    async def _post(self, route: str, headers: dict[bytes, bytes], receive: Receive, timing: Timing) -> Response:
         service = self._service()
+        task = service.spec.task
+        if route not in ROUTES_OF[task]:
+            raise errors.not_of_this_model(route, task, ROUTES_OF[task])
         _check_media(headers)
         if self.state.in_flight >= self.limits.max_in_flight:
             raise errors.busy(f"{self.state.in_flight} requests are being answered; try again", 1)
         self.state.in_flight += 1
         try:
             body = await _read_body(headers, receive, self.limits)
-            call = Call(body=body, state=self.state, limits=self.limits)
-            return await _unless_gone(embeddings(call, service), receive, self.limits.request_timeout_s)
+            call = Call(body=body, state=self.state, limits=self.limits, timing=timing)
+            return await _unless_gone(POSTS[route](call, service), receive, self.limits.request_timeout_s)
         finally:
             self.state.in_flight -= 1
 
@@ -125,7 +167,7 @@ class App:
 
 
 def _route(path: str) -> str:
-    known = path == EMBEDDINGS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
+    known = path in POSTS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
     return path if known else UNKNOWN
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 
 from serving.api.state import Response
 from serving.batcher import Draining, QueueFull
-from serving.tasks.embed import TextTooLong, TextWithoutTokens
+from serving.tasks.images import BadImage
+from serving.tasks.text import TextTooLong, TextWithoutTokens
 
 
 class Problem(Exception):
@@ -44,7 +45,12 @@ def invalid(message: str, *loc: str | int, kind: str = "value_error") -> Problem
 
 
 def not_found() -> Problem:
-    return Problem(404, "not_found", "there is no such route here; see /v1/models and /v1/embeddings")
+    return Problem(404, "not_found", "there is no such route here; /docs lists those that are")
+
+
+def not_of_this_model(route: str, task: str, routes: Sequence[str]) -> Problem:
+    message = f"{route} is not for this model, whose task is {task}; use {' or '.join(routes)}"
+    return Problem(404, "not_found", message)
 
 
 def not_allowed(methods: str) -> Problem:
@@ -77,20 +83,28 @@ def deadline(seconds: float) -> Problem:
     return Problem(504, "deadline_exceeded", f"no answer within {seconds:g} s; send fewer texts or try again")
 
 
+def too_long(error: TextTooLong, *loc: str | int) -> Problem:
+    detail = {
+        "type": "input_too_long",
+        "loc": ["body", *loc],
+        "msg": str(error),
+        "ctx": {"length": error.length, "unit": error.unit, "limit": error.limit},
+    }
+    # `error` is the field that NIM's clients read, and they look for words of this message.
+    return Problem(400, "input_too_long", str(error), detail=detail, error=str(error))
+
+
 def problem(error: Exception) -> Problem:
     """What any exception becomes. One that is not known is ours: 500, and its text stays in the log."""
     match error:
         case Problem():
             return error
         case TextTooLong():
-            detail = {
-                "type": "input_too_long",
-                "loc": ["body", "input", error.index],
-                "msg": str(error),
-                "ctx": {"length": error.length, "unit": error.unit, "limit": error.limit},
-            }
-            # `error` is the field that NIM's clients read, and they look for words of this message.
-            return Problem(400, "input_too_long", str(error), detail=detail, error=str(error))
+            return too_long(error, "input", error.index)
+        case BadImage():
+            return invalid(f"input {error.index}: {error.why}", "input", error.index, kind="image_invalid")
+        case ExceptionGroup():  # of the parts of one request: the first tells enough
+            return problem(error.exceptions[0])
         case TextWithoutTokens():
             return invalid(str(error), "input", error.index)
         case QueueFull():

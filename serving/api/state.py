@@ -6,28 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serving.backends.base import Inputs
-from serving.batcher import Batcher
 from serving.encoders import EncoderPool
+from serving.lanes import Lane, Timing
 from serving.profile import Profile
-from serving.tasks.embed import EmbedSpec
+from serving.tasks.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """A proved engine and everything a request needs of it."""
 
-    spec: EmbedSpec
+    spec: Spec
     names: tuple[str, ...]  # that requests may use; the first is the one that answers carry
     model: str  # the manifest's
     release: str
     profile: Profile
     manifest_text: str
     encoders: EncoderPool
-    batcher: Batcher[NDArray[np.int64], Inputs]
+    lanes: Mapping[str, Lane]  # by tower
     created: int  # Unix seconds
     license_file: Path | None = None
     repository_override: str = ""
@@ -40,7 +36,7 @@ class State:
     message: str = "starting"  # "loading: prove", "ready", "draining"
     service: Service | None = None
     draining: bool = False
-    in_flight: int = 0  # embedding requests being answered
+    in_flight: int = 0  # requests for the engine being answered
 
     @property
     def ready(self) -> bool:
@@ -65,6 +61,7 @@ class Call:
     body: bytes
     state: State
     limits: Limits
+    timing: Timing = field(default_factory=Timing)  # filled by the engines as they answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,4 +72,5 @@ class Response:
     status: int = 200
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    num_tokens: int = 0  # for the metrics and the log
+    num_tokens: int = 0  # these two for the metrics and the log
+    num_items: int = 0

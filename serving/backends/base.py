@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.profile import Precision
 
-Inputs = Mapping[str, NDArray[np.int64]]  # each (B, T)
+Inputs = Mapping[str, NDArray[Any]]  # int64 (B, T) of tokens, or float32 (B, C, H, W) of pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Backend(Protocol):
     input_names: tuple[str, ...]
 
     def infer(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Run one batch: (B, T) int64 inputs -> (B, D) float32. Raises BackendError."""
+        """Run one batch: inputs of B items -> (B, D) float32. Raises BackendError."""
 
     def realized_precision(self) -> Mapping[str, float]:
         """The share of matrix products that run in each number format, {"bf16": 1.0}; empty if it cannot be known."""

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Inputs, LoadOptions
-from serving.backends.checks import Range, check_inputs, check_output
+from serving.backends.checks import InputSpec, check_inputs, check_output, engine_problems
 from serving.errors import BackendError
 from serving.profile import Precision
 
 NAME = "onnxruntime"
+_DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32"}
 
 
 class OnnxRuntime:
@@ -26,10 +27,10 @@ class OnnxRuntime:
         self._session = session
         inputs = session.get_inputs()
         self.input_names = tuple(i.name for i in inputs)
-        self._batch, self._tokens = (_range([i.shape[axis] for i in inputs]) for axis in (0, 1))
+        self._specs = tuple(_spec(i) for i in inputs)
 
     def infer(self, inputs: Inputs) -> NDArray[np.float32]:
-        num_items, _ = check_inputs(inputs, self.input_names, batch=self._batch, tokens=self._tokens)
+        num_items = check_inputs(inputs, self._specs)
         try:
             (output,) = self._session.run(None, dict(inputs))
         except Exception as error:  # ONNX Runtime raises classes of its extension module
@@ -71,18 +72,15 @@ def load(engine: bytes, options: LoadOptions) -> OnnxRuntime:
 
 
 def _check(session: Any) -> None:
-    problems = [
-        f"input {i.name} is {i.type} {i.shape}, expected tensor(int64) (B, T)"
-        for i in session.get_inputs()
-        if i.type != "tensor(int64)" or len(i.shape) != 2
-    ]
+    problems = engine_problems([_spec(i) for i in session.get_inputs()])
     if len(session.get_outputs()) != 1:
         problems.append(f"outputs are {[o.name for o in session.get_outputs()]}, expected one of shape (B, D)")
     if problems:
         raise BackendError("; ".join(problems))
 
 
-def _range(sizes: list[int | str | None]) -> Range:
-    """What an axis may be: names stand for any size, a number for exactly that one."""
-    fixed = [size for size in sizes if isinstance(size, int)]
-    return (fixed[0], fixed[0]) if fixed else (1, None)
+def _spec(tensor: Any) -> InputSpec:
+    """Names stand for any size of an axis, a number for exactly that one."""
+    dtype = _DTYPES.get(tensor.type, tensor.type)
+    axes = tuple((size, size) if isinstance(size, int) else (1, None) for size in tensor.shape)
+    return InputSpec(name=tensor.name, dtype=dtype, axes=axes)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Inputs, LoadOptions
-from serving.backends.checks import Range, check_inputs, check_output
+from serving.backends.checks import InputSpec, check_inputs, check_output, engine_problems
 from serving.errors import BackendError
 from serving.profile import Precision
 
@@ -24,6 +24,7 @@ ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 # carries its own int8 layers and keeps the rest in f32.
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 
+_DTYPES = {"i64": "int64", "f32": "float32"}
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA"})
 
@@ -36,13 +37,13 @@ class OpenVino:
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self.input_names = tuple(i.any_name for i in compiled.inputs)
-        self._batch, self._tokens = (_range([i.partial_shape[axis] for i in compiled.inputs]) for axis in (0, 1))
+        self._specs = tuple(_spec(i) for i in compiled.inputs)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
             self._requests.put(compiled.create_infer_request())
 
     def infer(self, inputs: Inputs) -> NDArray[np.float32]:
-        num_items, _ = check_inputs(inputs, self.input_names, batch=self._batch, tokens=self._tokens)
+        num_items = check_inputs(inputs, self._specs)
         request = self._requests.get()
         try:
             request.infer(dict(inputs), share_inputs=True)
@@ -83,8 +84,11 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
         compiled = openvino.Core().import_model(engine, "CPU", config)
     except Exception as error:
         raise BackendError(f"OpenVINO {openvino.get_version()} cannot load the engine: {error}") from error
+    problems = engine_problems([_spec(i) for i in compiled.inputs])
     if len(compiled.outputs) != 1:
-        raise BackendError(f"the engine has {len(compiled.outputs)} outputs, expected one of shape (B, D)")
+        problems.append(f"the engine has {len(compiled.outputs)} outputs, expected one of shape (B, D)")
+    if problems:
+        raise BackendError("; ".join(problems))
     return OpenVino(compiled)
 
 
@@ -117,7 +121,9 @@ def _text(info: Any, key: str) -> str:
     return str(info[key].value) if key in info else ""
 
 
-def _range(sizes: list[Any]) -> Range:
-    """What an axis may be; OpenVINO writes -1 where there is no limit."""
-    limits = [size.max_length for size in sizes if size.max_length > 0]
-    return max(1, *(size.min_length for size in sizes)), min(limits, default=None)
+def _spec(tensor: Any) -> InputSpec:
+    axes = tuple(
+        (max(1, size.min_length), size.max_length if size.max_length > 0 else None) for size in tensor.partial_shape
+    )  # OpenVINO writes -1 where there is no limit
+    kind = tensor.element_type.get_type_name()
+    return InputSpec(name=tensor.any_name, dtype=_DTYPES.get(kind, kind), axes=axes)

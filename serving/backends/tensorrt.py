@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Inputs, LoadOptions
-from serving.backends.checks import check_inputs, check_output
+from serving.backends.checks import InputSpec, check_inputs, check_output, engine_problems
 from serving.errors import BackendError
 
 DIGEST_BYTES = 32  # of BLAKE3, before the kernels in a cache file
@@ -32,17 +33,18 @@ class TensorRt:
         self._device_index = options.device_index
         self._cuda = _Cuda()
         self._lock = threading.Lock()  # one context runs one batch at a time
-        inputs, outputs = _tensors(trt, engine)
-        self.input_names, (self._output_name,) = tuple(inputs), outputs
-        ranges = [engine.get_tensor_profile_shape(input_name, 0) for input_name in inputs]
-        self._min, self._max = tuple(ranges[0][0]), tuple(ranges[0][2])
+        self._specs, self._output_name = _tensors(trt, engine)
+        self.input_names = tuple(spec.name for spec in self._specs)
         self._output_type = np.dtype(trt.nptype(engine.get_tensor_dtype(self._output_name)))
         self._dimension = int(engine.get_tensor_shape(self._output_name)[1])
         self._runtime_cache: Any = None
         self._context = self._create_context()
         self._stream = self._cuda.check(self._cuda.api.cudaStreamCreate())
-        max_items, max_tokens = self._max
-        sizes = dict.fromkeys(inputs, max_items * max_tokens * 8)
+        sizes = {
+            spec.name: math.prod(high or 1 for _, high in spec.axes) * np.dtype(spec.dtype).itemsize
+            for spec in self._specs
+        }
+        max_items = self._specs[0].axes[0][1] or 1
         sizes[self._output_name] = max_items * self._dimension * self._output_type.itemsize
         self._buffers = {tensor: int(self._cuda.check(self._cuda.api.cudaMalloc(n))) for tensor, n in sizes.items()}
         for tensor, address in self._buffers.items():
@@ -50,8 +52,7 @@ class TensorRt:
         self._kept_cache = False
 
     def infer(self, inputs: Inputs) -> NDArray[np.float32]:
-        batch, tokens = ((self._min[axis], self._max[axis]) for axis in (0, 1))
-        num_items, _ = check_inputs(inputs, self.input_names, batch=batch, tokens=tokens)
+        num_items = check_inputs(inputs, self._specs)
         api, check = self._cuda.api, self._cuda.check
         output = np.empty((num_items, self._dimension), dtype=self._output_type)
         with self._lock:
@@ -170,20 +171,26 @@ def _load(name: str, trt: Any, engine: bytes, options: LoadOptions, cache_file: 
     return TensorRt(name, trt, loaded, options, cache_file)
 
 
-def _tensors(trt: Any, engine: Any) -> tuple[list[str], list[str]]:
-    """Names of inputs and outputs. Raises BackendError unless they are int64 (B, T) and one float (B, D)."""
+def _tensors(trt: Any, engine: Any) -> tuple[tuple[InputSpec, ...], str]:
+    """The inputs, and the output's name. Raises BackendError unless this server can feed them and reads one (B, D)."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     outputs = [n for n in names if n not in inputs]
-    problems = [f"input {n} is not int64" for n in inputs if engine.get_tensor_dtype(n) != trt.DataType.INT64]
-    problems += [f"input {n} is not (B, T)" for n in inputs if len(engine.get_tensor_shape(n)) != 2]
+    dtypes = {trt.DataType.INT64: "int64", trt.DataType.FLOAT: "float32"}
+    specs = []
+    for name in inputs:
+        low, _, high = engine.get_tensor_profile_shape(name, 0)
+        dtype = engine.get_tensor_dtype(name)
+        axes = tuple(zip(tuple(low), tuple(high), strict=True))
+        specs.append(InputSpec(name=name, dtype=dtypes.get(dtype, str(dtype)), axes=axes))
+    problems = engine_problems(specs)
     if len(outputs) != 1 or len(engine.get_tensor_shape(outputs[0])) != 2:
         problems.append(f"outputs are {outputs}, expected one of shape (B, D)")
     elif engine.get_tensor_dtype(outputs[0]) not in (trt.DataType.FLOAT, trt.DataType.HALF):
         problems.append(f"output {outputs[0]} is neither float32 nor float16")
     if problems:
         raise BackendError("; ".join(problems))
-    return inputs, outputs
+    return tuple(specs), outputs[0]
 
 
 class _Cuda:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -13,18 +12,12 @@ from numpy.typing import NDArray
 
 from serving.backends.base import Inputs
 from serving.profile import ShapeRange
-
-Truncate = Literal["NONE", "START", "END"]
-InputType = Literal["query", "passage"]
-
-# A text longer than this cannot fit and is not worth tokenising (the limit text-embeddings-inference uses).
-MAX_CHARS_PER_TOKEN = 250
+from serving.tasks.text import MAX_CHARS_PER_TOKEN, InputType, TextTooLong, TextTower, TextWithoutTokens, Truncate
 
 
-class EmbedSpec(msgspec.Struct, frozen=True, kw_only=True):
+class EmbedSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="embed"):
     """task.json: what the server must know about an embedding model beside its engine and tokenizer."""
 
-    task: Literal["embed"] = "embed"
     served_name: str  # "all-minilm-l6-v2"
     release: str  # "0.1.0"
     dimension: int  # D
@@ -35,28 +28,23 @@ class EmbedSpec(msgspec.Struct, frozen=True, kw_only=True):
     query_prefix: str = ""  # "query: "
     passage_prefix: str = ""
     shapes: ShapeRange
+    matryoshka_dimensions: tuple[int, ...] = ()  # not empty: a request may ask for any dimension up to D
+    int8_range: float = 0.0  # the largest component of the golden vectors; 0: no int8 or uint8 vectors
 
+    @property
+    def task(self) -> str:
+        return "embed"
 
-class TextTooLong(ValueError):
-    """A text that does not fit and may not be truncated. Clients look for 'exceeds maximum allowed token size'."""
-
-    def __init__(
-        self, *, index: int, length: int, limit: int, unit: Literal["tokens", "characters"] = "tokens"
-    ) -> None:
-        self.index, self.length, self.limit, self.unit = index, length, limit, unit
-        counted = f"{length}" if unit == "tokens" else f"{length} characters"
-        super().__init__(
-            f"Input length {counted} exceeds maximum allowed token size {limit} (input {index}); "
-            "shorten the text, or set truncate to 'END' or 'START'"
+    @property
+    def towers(self) -> tuple[TextTower, ...]:
+        return (
+            TextTower(
+                dimension=self.dimension,
+                pad_token_id=self.pad_token_id,
+                input_names=self.input_names,
+                shapes=self.shapes,
+            ),
         )
-
-
-class TextWithoutTokens(ValueError):
-    """A text of which the tokenizer keeps nothing: there is no vector for it."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        super().__init__(f"input {index} is empty or holds no token of this model; send some text")
 
 
 def load_spec(data: bytes) -> EmbedSpec:
@@ -124,37 +112,8 @@ class Encoder:
 
 
 def collate(items: Sequence[NDArray[np.int64]], spec: EmbedSpec, *, multiple: int = 1) -> Inputs:
-    """N arrays (T_i,) -> the engine's inputs, each (N, T): padded on the right to the longest text.
-
-    multiple: T is rounded up to it, as far as the engine allows: fewer shapes, for backends that prepare each anew.
-    """
-    width = max(round_up(max(item.size for item in items), multiple, spec), spec.shapes.min[1])
-    ids = np.full((len(items), width), spec.pad_token_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, item in enumerate(items):
-        ids[row, : item.size] = item
-        mask[row, : item.size] = 1
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    return {name: arrays[name] for name in spec.input_names}
-
-
-def round_up(num_tokens: int, multiple: int, spec: EmbedSpec) -> int:
-    """The next multiple, but no more than the engine's largest T, nor less than the tokens."""
-    return max(num_tokens, min(-(-num_tokens // multiple) * multiple, spec.shapes.max[1]))
-
-
-class BadVectors(Exception):
-    """The engine gave vectors that must not be served; never the request's fault."""
-
-
-def check_vectors(vectors: NDArray[np.float32], num_texts: int, spec: EmbedSpec) -> None:
-    """Raise BadVectors unless they are (num_texts, D), finite and nowhere all zero."""
-    if vectors.shape != (num_texts, spec.dimension):
-        raise BadVectors(f"the engine gave {vectors.shape} for {num_texts} texts of dimension {spec.dimension}")
-    norms = np.linalg.norm(vectors, axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if bad.size:
-        raise BadVectors(f"{bad.size} of {num_texts} vectors are zero or not finite, the first is {bad[0]}")
+    """N arrays (T_i,) -> the engine's inputs, each (N, T). TextTower.collate of the spec."""
+    return spec.towers[0].collate(items, multiple=multiple)
 
 
 @dataclass(frozen=True, kw_only=True)

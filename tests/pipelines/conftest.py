@@ -15,6 +15,7 @@ import pytest
 
 from pipelines import stage
 from pipelines.stage import StageRequest, StageResult
+from tests.pipelines.families import write_head
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {"min": [1, 1], "opt": [2, 16], "max": [4, 64]}
@@ -114,22 +115,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.2,  # with the usual 0.02 all texts come out alike
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder, safe_serialization=True)
-    write_head(folder)
-    prompts = {"query": "query: ", "passage": "passage: "}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    write_head(folder, prompts={"query": "query: ", "passage": "passage: "})
     return folder
-
-
-def write_head(folder: Path, pooling: str = "pooling_mode_mean_tokens", *, normalize: bool = True) -> None:
-    """Write modules.json and 1_Pooling/config.json as sentence-transformers does."""
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, pooling: True}))
 
 
 EXPORT_PARAMS: dict[str, Any] = {

@@ -9,9 +9,10 @@ import pytest
 from pipelines import matrix as matrices
 from pipelines.assets import factory_assets
 from pipelines.build import Workshop
+from pipelines.graph import Graph
 from pipelines.matrix import Worker
 from pipelines.resources import Factory
-from pipelines.steps import Graph, graph
+from pipelines.steps import graph
 
 DEMO = Path(__file__).parents[2] / "sku_matrix.yaml"
 WORKER = Worker(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ import pytest
 
 from pipelines.errors import ExportError
 from pipelines.export import canonicalize
-from pipelines.recipes import embed
+from pipelines.recipes import embed, head
 from serving.tasks.embed import Encoder, collate, load_golden, load_spec
-from tests.pipelines.conftest import EXPORT_PARAMS, RunStage, body, write_head
+from tests.pipelines.conftest import EXPORT_PARAMS, RunStage, body
+from tests.pipelines.families import write_head
 
 
 def _session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
@@ -24,7 +24,7 @@ def _session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("pooling", sorted(embed.POOLINGS))
+@pytest.mark.parametrize("pooling", sorted(head.POOLINGS))
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_head_pools_only_what_the_mask_keeps(tmp_path: Path, pooling: str, normalize: bool) -> None:
     write_head(tmp_path, pooling, normalize=normalize)
@@ -36,7 +36,7 @@ def test_the_head_pools_only_what_the_mask_keeps(tmp_path: Path, pooling: str, n
     [found] = _session(model).run(None, {"input_ids": ids, "attention_mask": mask})
 
     hidden = [table[row[kept == 1]] @ weight for row, kept in zip(ids, mask, strict=True)]
-    pooled = {"mean": lambda h: h.mean(0), "cls": lambda h: h[0], "lasttoken": lambda h: h[-1]}[embed.POOLINGS[pooling]]
+    pooled = {"mean": lambda h: h.mean(0), "cls": lambda h: h[0], "lasttoken": lambda h: h[-1]}[head.POOLINGS[pooling]]
     expected = np.stack([pooled(h) for h in hidden])
     if normalize:
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -55,40 +55,6 @@ def test_the_axes_are_called_b_and_t_and_the_answer_embeddings(tmp_path: Path) -
     }
     assert axes == {"input_ids": ["B", "T"], "attention_mask": ["B", "T"], "embeddings": ["B", 64]}
     assert b"/somewhere" not in model.SerializeToString()
-
-
-def test_every_part_of_a_head_that_is_not_supported_is_listed(tmp_path: Path) -> None:
-    write_head(tmp_path, "pooling_mode_max_tokens")
-    modules = json.loads((tmp_path / "modules.json").read_text())
-    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ExportError, match="pooling pooling_mode_max_tokens is not supported") as error:
-        embed.read_head(tmp_path)
-    assert "a Dense module is not supported" in str(error.value)
-
-
-def test_a_bare_transformer_is_pooled_by_its_mean_and_says_that_this_was_assumed(tmp_path: Path) -> None:
-    head = embed.read_head(tmp_path)
-    assert (head.pooling, head.normalize, head.is_assumed) == ("mean", True, True)
-
-
-@pytest.mark.parametrize(
-    ("files", "limit"),
-    [
-        ({"sentence_bert_config.json": {"max_seq_length": 256}, "config.json": {"max_position_embeddings": 512}}, 256),
-        ({"config.json": {"max_position_embeddings": 514}, "tokenizer_config.json": {"model_max_length": 512}}, 512),
-        ({"config.json": {"max_position_embeddings": 512}, "tokenizer_config.json": {"model_max_length": 1e30}}, 512),
-    ],
-)
-def test_the_token_limit_is_what_the_models_files_say(tmp_path: Path, files: dict[str, Any], limit: int) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    assert embed.max_tokens_of(tmp_path) == limit
-
-
-def test_a_model_that_does_not_say_its_token_limit_asks_for_it(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="set max_tokens in the matrix"):
-        embed.max_tokens_of(tmp_path)
 
 
 @pytest.mark.slow
@@ -139,7 +105,7 @@ def test_a_model_without_a_fast_tokenizer_is_refused(tiny_model: Path, texts_jso
     (copy / "tokenizer.json").unlink()
     model = body()
     with pytest.raises(ExportError, match=r"tokenizer\.json is missing"):
-        embed.write_files(model, copy, EXPORT_PARAMS, {"golden": []}, tmp_path)
+        embed.write_files({"model": model}, copy, EXPORT_PARAMS, {"golden": []}, tmp_path)
 
 
 @pytest.mark.slow
@@ -151,7 +117,7 @@ def test_a_tokenizer_that_is_not_whole_in_its_file_is_refused(exported: Mapping[
 
 
 def test_a_task_without_a_recipe_is_refused(run_stage: RunStage) -> None:
-    with pytest.raises(ExportError, match="task 'paint' has no recipe; there is one for embed"):
+    with pytest.raises(ExportError, match=r"task 'paint' has no recipe; there is one for .*embed"):
         run_stage("export", {**EXPORT_PARAMS, "task": "paint"})
 
 

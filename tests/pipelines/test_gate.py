@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import gate
 from pipelines.gate import Verdict
-from pipelines.matrix import DEFAULT_GATES, Thresholds
+from pipelines.thresholds import DEFAULT_GATES, Thresholds
 from serving.profile import Precision
 
 FP16 = DEFAULT_GATES["embed"][Precision.FP16]
@@ -17,6 +17,7 @@ FP16 = DEFAULT_GATES["embed"][Precision.FP16]
 def metrics(**changed: Any) -> dict[str, Any]:
     """What a good fp16 engine measures, with some parts changed: cosine={"min": 0.9}."""
     good: dict[str, Any] = {
+        "task": "embed",
         "precision": "fp16",
         "judged_with": "onnxruntime 1.31.1",
         "cosine": {"mean": 0.99999, "p1": 0.9999, "min": 0.9998, "values": [0.9998, 1.0]},
@@ -98,7 +99,7 @@ def test_a_missing_part_of_the_metrics_is_a_failed_check_and_never_skipped(part:
 
 
 def test_no_metrics_at_all_fail_every_demanded_check():
-    assert len(judge({}).reasons) == 7  # all but the mean, for which fp16 has no threshold
+    assert len(judge({"task": "embed"}).reasons) == 7  # all but the mean, for which fp16 has no threshold
 
 
 def test_finding_more_than_the_reference_is_no_fault():
@@ -149,3 +150,52 @@ def test_the_verdict_names_what_it_judged_in_bytes_that_do_not_change():
 
 def test_a_cosine_below_one_is_not_said_to_be_one():
     assert "0.999999 is at least" in the(judge(metrics(cosine={"min": 0.9999997})), "cosine_min").why
+
+
+RERANK = {
+    "task": "rerank",
+    "precision": "fp16",
+    "scores": {"kendall_tau": 0.999, "max_abs_error": 0.004, "mean_abs_error": 0.001},
+    "batch_invariance": {"max_abs_error": 0.002},
+    "retrieval": {"drop": 0.0, "drop_low": -0.001, "drop_high": 0.001},
+    "realized_precision": {"fp16": 1.0},
+}
+CLIP = {
+    "task": "clip",
+    "precision": "fp16",
+    "cosine": {"mean": 0.99999, "p1": 0.9999, "min": 0.9998},
+    "batch_invariance": {"min_cosine": 0.99999},
+    "zero_shot": {"top1": 0.95, "drop": 0.0, "drop_low": 0.0, "drop_high": 0.0},
+    "realized_precision": {"fp16": 1.0},
+}
+
+
+def judged(found: dict[str, Any]) -> Verdict:
+    thresholds = DEFAULT_GATES[found["task"]][Precision.FP16]
+    return gate.judge(found, thresholds, row="m__l4__fp16__tp1", judged_on="typed-onnx", digests={})
+
+
+@pytest.mark.parametrize("good", [RERANK, CLIP], ids=["rerank", "clip"])
+def test_a_good_engine_of_another_task_passes_by_the_thresholds_of_that_task(good: dict[str, Any]):
+    verdict = judged(good)
+    assert verdict.passed, verdict.reasons
+    assert {check.name for check in verdict.checks if check.passed} >= {"batch_invariance", "realized_precision"}
+
+
+@pytest.mark.parametrize(
+    ("good", "changed", "words"),
+    [
+        (RERANK, {"scores": {"kendall_tau": 0.9, "max_abs_error": 0.004}}, "Kendall's tau"),
+        (RERANK, {"scores": {"kendall_tau": 0.999, "max_abs_error": 3.0}}, "largest error of a logit 3 is above"),
+        (RERANK, {"batch_invariance": {"max_abs_error": 1.0}}, "alone and in a batch"),
+        (RERANK, {"retrieval": {"drop": 0.2, "drop_low": 0.1}}, "nDCG@10 drops by 0.2"),
+        (RERANK, {"scores": None}, "must be judged"),
+        (CLIP, {"zero_shot": {"drop": 0.02, "drop_low": 0.01}}, "zero-shot accuracy drops by 0.02"),
+        (CLIP, {"cosine": {"mean": 0.9, "p1": 0.8, "min": 0.7}}, "cosine of the worst text"),
+        (CLIP, {"zero_shot": None}, "must be judged"),
+    ],
+)
+def test_a_bad_figure_of_another_task_fails_and_says_which(good: dict[str, Any], changed: dict[str, Any], words: str):
+    verdict = judged({**good, **changed})
+    assert not verdict.passed
+    assert any(words in reason for reason in verdict.reasons)

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from pipelines.package import Candidate
 from pipelines.store import Store, file_digest
 from serving import manifest
 from serving.profile import Precision
+from serving.tasks.base import ONLY
 
 MATRIX = Path(__file__).parents[2] / "sku_matrix.yaml"
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0", "openvino": "2026.4.1", "onnxruntime": "1.31.1"}
@@ -53,7 +55,7 @@ def dist(folder: Path, rows: tuple[tuple[str, str], ...] = CPU_ROWS + GPU_ROWS, 
         engine = sources / f"{target}-{precision}"
         engine.write_text(f"{target} {precision}" + (" changed" if changed == sku else ""))
         verdict = {"passed": True, "reasons": [], "digests": {"engine": file_digest(engine)}, "proof_min_cosine": 0.98}
-        candidates.append(Candidate(row=row, engine=engine, verdict=verdict))
+        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict))
     package.package(model, candidates, {n: sources / n for n in package.SHARED}, VERSIONS, folder / "dist")
     return folder / "dist"
 
@@ -170,6 +172,56 @@ def test_the_image_says_what_it_is_and_keeps_its_runtimes_settings(tmp_path: Pat
     assert "com.nvidia.nim.model_download_protocol" not in config["Labels"]
 
 
+def config_of(result: image.ImageResult) -> dict[str, Any]:
+    return dict(json.loads((result.layout / oci.blob_path(result.image_id)).read_text())["config"])
+
+
+def test_a_slim_image_has_the_full_ones_manifest_to_the_byte_and_no_file_of_the_model(
+    tmp_path: Path, small: Path
+) -> None:
+    folder, base, store = dist(tmp_path / "1"), base_tar(tmp_path / "base.tar"), Store(tmp_path / "store")
+    results = image.build_images(
+        folder, ("rtx", "cpu"), store=store, base=base, containers=small, docker=False, kinds=("full", "slim")
+    )
+    assert [(r.runtime, r.kind, r.reference.endswith("-slim")) for r in results] == [
+        ("rtx", "full", False),
+        ("rtx", "slim", True),
+        ("cpu", "full", False),
+        ("cpu", "slim", True),
+    ]
+    for full, slim in (results[:2], results[2:]):
+        assert slim.reference == f"{full.reference}-slim"
+        mine, whole = files_of(slim), files_of(full)
+        assert not [name for name in mine if name.startswith("opt/nim/blobs")]
+        assert {name: whole[name] for name in mine} == mine
+        assert [layer.blob for layer in slim.layers] == [
+            *(layer.blob for layer in full.layers[:2]),
+            full.layers[-1].blob,
+        ]
+        assert config_of(full)["Labels"][image.KIND_LABEL] == "full"
+        assert config_of(slim)["Labels"][image.KIND_LABEL] == "slim"
+    listed = json.loads((results[0].layout / "index.json").read_text())["manifests"]
+    assert len(listed) == 4
+
+
+def test_a_full_image_is_the_same_whether_or_not_a_slim_one_is_made(tmp_path: Path, small: Path) -> None:
+    base = base_tar(tmp_path / "base.tar")
+    (alone,) = build(dist(tmp_path / "1"), tmp_path / "store1", small, base, "cpu")
+    full, slim = image.build_images(
+        dist(tmp_path / "2"),
+        ("cpu",),
+        store=Store(tmp_path / "store2"),
+        base=base,
+        containers=small,
+        docker=False,
+        kinds=("full", "slim"),
+        repository="s3://bucket/models",
+    )
+    assert full.manifest_digest == alone.manifest_digest
+    assert config_of(full)["Env"] == ["A=1"]
+    assert config_of(slim)["Env"] == ["A=1", "ENGINERY_REPOSITORY=s3://bucket/models"]
+
+
 def test_a_flipped_byte_in_the_package_is_refused_before_it_is_in_an_image(tmp_path: Path, small: Path) -> None:
     folder = dist(tmp_path / "1")
     blob = sorted((folder / package.ROOT / "blobs/blake3").iterdir())[0]
@@ -265,6 +317,15 @@ def test_a_dockerfile_with_an_instruction_that_needs_an_engine_is_refused_by_lin
     (small / "cpu/Dockerfile").write_text("FROM x\nRUN apt-get install gcc\n")
     with pytest.raises(ImageError, match=r"line 2: 'RUN apt-get install gcc'"):
         build(dist(tmp_path / "1"), tmp_path / "store", small, base_tar(tmp_path / "base.tar"), "cpu")
+
+
+def test_folders_that_stripping_leaves_empty_go_as_well(tmp_path: Path) -> None:
+    for name in ("data/ec2/2016/service.json", "data/s3/2006/service.json", "data/endpoints.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    wheels.strip(tmp_path, ["data/[a-r]*/*"])
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"data", "data/s3", "data/s3/2006", "data/s3/2006/service.json", "data/endpoints.json"}
 
 
 def test_a_strip_pattern_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
@@ -374,7 +435,16 @@ def test_what_the_server_needs_can_be_imported_and_what_tells_on_its_user_is_not
 ) -> None:
     code = (
         "import blake3, httptools, msgspec, numpy, onnxruntime, openvino, orjson, prometheus_client, pybase64, pynvml\n"
-        "import importlib.util, os, tokenizers, uvicorn, uvloop, yaml\n"
+        "import boto3, importlib.util, io, os, tokenizers, uvicorn, uvloop, yaml\n"
+        "from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter\n"
+        "from opentelemetry.sdk.trace.export import BatchSpanProcessor\n"
+        "from PIL import Image\n"
+        "for form in ('PNG', 'JPEG', 'WEBP'):\n"
+        "    Image.new('RGB', (9, 9)).save(file := io.BytesIO(), form)\n"
+        "    Image.open(io.BytesIO(file.getvalue())).resize((4, 4), Image.Resampling.BICUBIC).load()\n"
+        "for service in ('s3', 'sts', 'sso', 'sso-oidc'):\n"
+        "    boto3.client(service, region_name='us-east-1')\n"
+        "OTLPSpanExporter(), BatchSpanProcessor\n"
         "from openvino import Core\n"
         "assert 'CPU' in Core().available_devices\n"
         "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"

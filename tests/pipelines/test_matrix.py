@@ -13,6 +13,7 @@ import pytest
 from pipelines import matrix
 from pipelines.errors import MatrixError
 from pipelines.matrix import Matrix, Row, Worker
+from pipelines.thresholds import DEFAULT_GATES
 from serving.profile import Precision
 
 ROOT = Path(__file__).parents[2]
@@ -329,11 +330,16 @@ def test_the_reference_names_every_key_and_every_default_gate() -> None:
     schema = json.loads(matrix.json_schema())
     keys = {key for form in [schema, *schema["$defs"].values()] for key in form.get("properties", {})}
     assert {key for key in keys if f"`{key}`" not in text} == set()
-    for precision, thresholds in matrix.DEFAULT_GATES["embed"].items():
-        for key, value in vars(thresholds).items():
-            cell = "–" if value is None else f"{value:g}"
-            line = next(line for line in text.splitlines() if line.startswith(f"| `{key}` |"))
-            assert line.split("|")[2 + list(Precision).index(precision)].strip() == cell, (key, precision)
+    for task, gates in DEFAULT_GATES.items():
+        of_task = text[text.index("For `" + task + "`:") :].partition("\n\n")[2].partition("\n\n")[0].splitlines()
+        for precision, thresholds in gates.items():
+            for key, value in vars(thresholds).items():
+                line = next((line for line in of_task if line.startswith(f"| `{key}` |")), None)
+                if line is None:  # another task's
+                    assert value is None, (task, key)
+                else:
+                    cell = "–" if value is None else f"{value:g}"
+                    assert line.split("|")[2 + list(Precision).index(precision)].strip() == cell, (task, key, precision)
 
 
 def test_the_values_load_without_pydantic() -> None:

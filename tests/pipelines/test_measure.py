@@ -13,14 +13,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipelines import gate, measure, speed, stage, typed_onnx
+from pipelines import gate, speed, stage, typed_onnx
 from pipelines.errors import GateError
-from pipelines.matrix import DEFAULT_GATES
+from pipelines.measure import runner
 from pipelines.stage import StageRequest, StageResult
+from pipelines.thresholds import DEFAULT_GATES
 from serving.backends import load
 from serving.backends.base import LoadOptions
 from serving.profile import Precision
-from serving.prove import embed
+from serving.prove import rows
 from serving.tasks.embed import Encoder, Golden, dump_golden, dump_spec
 from tests.pipelines.conftest import write_onnx
 from tests.serving.conftest import Tiny, make_tiny
@@ -168,7 +169,8 @@ def test_an_fp8_graph_is_judged_on_this_cpu(measured: Measure, tiny: Tiny, tmp_p
     fp32, fp8 = (write_onnx(tmp_path / f"{kind}.onnx", fp8=kind == "fp8").read_bytes() for kind in ("fp32", "fp8"))
     spec = msgspec.structs.replace(tiny.spec, dimension=64)
     backend = load("onnxruntime", fp32, LoadOptions(precision=Precision.FP32, num_threads=1))
-    vectors = embed(backend.infer, Encoder(tiny.tokenizer, spec), spec, tiny.golden.texts)
+    items = Encoder(tiny.tokenizer, spec).encode(tiny.golden.texts, truncate="END")
+    vectors = rows(backend.infer, spec.towers[0], items)
     metrics = measured(
         {"judged_on": "typed-onnx", "precision": "fp8"},
         **{
@@ -210,17 +212,17 @@ def test_bytes_that_are_no_engine_say_what_could_not_be_loaded(measured: Measure
 
 
 def test_a_task_without_metrics_says_so(measured: Measure):
-    with pytest.raises(GateError, match="'rerank' cannot be measured yet"):
-        measured({"task": "rerank"})
+    with pytest.raises(GateError, match="'generate' cannot be measured"):
+        measured({"task": "generate"})
 
 
 def test_every_text_is_in_one_batch_and_no_batch_is_beyond_the_limits(tiny: Tiny):
     lengths = [int(n) for n in np.random.default_rng(0).integers(1, 4000, 200)]
-    groups = list(measure.batches(lengths, tiny.spec))
+    groups = list(runner.batches(lengths, tiny.spec.shapes.max[0]))
     assert sorted(index for group in groups for index in group) == list(range(200))
     for group in groups:
         assert len(group) <= tiny.spec.shapes.max[0]
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= measure.MAX_BATCH_TOKENS
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= runner.MAX_BATCH_COST
 
 
 def test_bf16_written_out_in_float32_rounds_after_every_operator():
@@ -237,6 +239,34 @@ def test_bf16_written_out_in_float32_rounds_after_every_operator():
     assert np.array_equal(found, expected)
     assert not np.array_equal(found, ((x @ weight.astype(np.float32)).T) ** 2)
     assert "rounded to bf16" in note
+
+
+def fp16_square() -> bytes:
+    """(x @ weight) ** 2 in fp16."""
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float16), "weight")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["x16", "weight"], ["product"]),
+        helper.make_node("Mul", ["product", "product"], ["square"]),
+        helper.make_node("Sqrt", ["square"], ["root"]),
+        helper.make_node("Cast", ["root"], ["y"], to=TensorProto.FLOAT),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 8])]
+    graph = helper.make_graph(nodes, "square", inputs, outputs, [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def test_an_fp16_graph_that_overflows_on_a_gpu_overflows_when_it_is_judged():
+    x = np.full((1, 8), 300, np.float32)  # its square, 90 000, is more than fp16 holds
+    (as_it_is,) = onnxruntime.InferenceSession(fp16_square()).run(None, {"x": x})
+    assert np.isfinite(as_it_is).all(), "ONNX Runtime began to compute in fp16: nothing has to be written out any more"
+    judged, note = typed_onnx.runnable(fp16_square(), Precision.FP16)
+    (found,) = onnxruntime.InferenceSession(judged).run(None, {"x": x})
+    assert np.isinf(found).all()
+    assert "rounded to fp16" in note
+    (small,) = onnxruntime.InferenceSession(judged).run(None, {"x": np.full((1, 8), 3, np.float32)})
+    assert np.array_equal(small, np.full((1, 8), 3, np.float32))
 
 
 def test_realised_precision_is_read_from_the_graph(tiny: Tiny, tmp_path: Path):

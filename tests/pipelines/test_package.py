@@ -18,6 +18,7 @@ from pipelines.package import Candidate
 from pipelines.store import file_digest
 from serving import manifest
 from serving.profile import Precision
+from serving.tasks.base import ONLY
 
 MATRIX = Path(__file__).parents[2] / "sku_matrix.yaml"
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0", "openvino": "2026.4.1", "onnxruntime": "1.31.1"}
@@ -57,7 +58,7 @@ def candidate(tmp_path: Path, of: Row, content: str, passed: bool = True, **verd
         "proof_min_cosine": 0.98,
         **verdict,
     }
-    return Candidate(row=of, engine=engine, verdict=judged)
+    return Candidate(row=of, engines={ONLY: engine}, verdict=judged)
 
 
 def test_a_package_has_a_manifest_whose_every_file_is_there_under_its_digest(
@@ -142,7 +143,7 @@ def test_an_engine_that_was_changed_after_its_verdict_does_not_ship(
     tmp_path: Path, matrix: Matrix, model: Model, shared: dict[str, Path]
 ) -> None:
     changed = candidate(tmp_path, row(matrix, model, "cpu-x86-64", "fp32"), "judged")
-    changed.engine.write_text("other bytes")
+    changed.engines[ONLY].write_text("other bytes")
     with pytest.raises(PackageError, match=r"the verdict judged sha256:.*judge it again"):
         package.package(model, [changed], shared, VERSIONS, tmp_path / "dist")
 
@@ -157,7 +158,7 @@ def test_the_verdict_of_another_row_does_not_count(
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, matrix: Matrix, model: Model) -> None:
     changed = candidate(tmp_path, row(matrix, model, "l40s", "fp16"), "judged")
-    changed.engine.write_text("other bytes")
+    changed.engines[ONLY].write_text("other bytes")
     with pytest.raises(PackageError) as caught:
         package.package(model, [changed], {}, VERSIONS, tmp_path / "dist")
     for words in ("tokenizer.json", "task.json", "proof.json", changed.row.name):
@@ -264,4 +265,4 @@ def test_a_file_that_is_changed_in_dist_leaves_the_engine_it_came_from_alone(
     judged = candidate(tmp_path, row(matrix, model, "cpu-x86-64", "fp32"), "judged")
     made = package.package(model, [judged], shared, VERSIONS, tmp_path / "dist")
     (tmp_path / "dist" / package.ROOT / made.manifest.profiles[0].file("engine.onnx").uri).write_text("flipped")
-    assert judged.engine.read_text() == "judged"
+    assert judged.engines[ONLY].read_text() == "judged"

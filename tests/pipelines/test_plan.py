@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from pipelines import matrix as matrices
-from pipelines.matrix import Matrix, Thresholds, Worker
+from pipelines.graph import Graph, Ref, Step
+from pipelines.matrix import Matrix, Worker
 from pipelines.plan import changes, ingredients, state_of, states
-from pipelines.steps import Graph, Ref, Step, graph, rung_above, target_of
+from pipelines.steps import graph, rung_above, target_of
 from pipelines.store import Record, Store, step_key
+from pipelines.thresholds import Thresholds
 from serving.profile import Precision
 
 DEMO = Path(__file__).parents[2] / "sku_matrix.yaml"

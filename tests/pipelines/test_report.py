@@ -6,8 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines import report
-from pipelines.report import CheckLine, ImageLine, Layer, ReportModel, ReportRow, StageLine
+from pipelines import report, report_tasks
+from pipelines.report import (
+    CheckLine,
+    Gallery,
+    ImageLine,
+    Labelled,
+    Layer,
+    Picture,
+    ReportModel,
+    ReportRow,
+    Speed,
+    StageLine,
+)
 
 FAILED = CheckLine(
     name="cosine_mean",
@@ -36,8 +47,8 @@ def row(sku: str, precision: str, **changed: object) -> ReportRow:
         cosine_p1=0.9999,
         cosine_min=0.999,
         cosine_values=(0.999, 1.0),
-        ndcg_at_10=0.66,
-        ndcg_drop=-0.0004,
+        found=0.66,
+        drop=-0.0004,
         batch_invariance=0.9999999,
         checks=(PASSED,),
         engine_digest="sha256:aa",
@@ -63,15 +74,15 @@ def model() -> ReportModel:
         state="skipped",
         reason="needs a worker with h100",
     )
-    cpu = {"judged_on": "engine", "items_per_s": 220.0, "latency_s": 0.0023, "throughput_ratio": 1.8}
+    speed = Speed(tower="model", items_per_s=220.0, latency_s=0.0023, throughput_ratio=1.8)
+    cpu = {"judged_on": "engine", "speeds": (speed,)}
     return ReportModel(
         model="mini",
         task="embed",
         release="0.1.0",
         source="package://<mini>/model",
-        num_texts=256,
-        num_queries=512,
-        reference_ndcg_at_10=0.66,
+        num_golden=256,
+        labelled=Labelled(name="stdlib-docstrings", num_items=512, num_choices=500, reference=0.6616),
         rows=(
             row("l40s", "fp16"),
             row("l4", "fp16"),
@@ -159,15 +170,14 @@ def test_an_image_that_was_not_made_gives_its_reason(model: ReportModel):
     assert "enginery/mini:0.1.0-cpu no Docker engine was reachable" in text_of(report.render(model))
 
 
-def test_a_model_of_which_nothing_was_built_still_has_a_report(model: ReportModel):
+@pytest.mark.parametrize("task", ["embed", "rerank", "clip"])
+def test_a_model_of_which_nothing_was_built_still_has_a_report(model: ReportModel, task: str):
     nothing = ReportModel(
         model="mini",
-        task="embed",
+        task=task,
         release="0.1.0",
         source="hf://a/b@c",
-        num_texts=0,
-        num_queries=0,
-        reference_ndcg_at_10=None,
+        num_golden=0,
         rows=model.of_state("skipped"),
     )
     text = text_of(report.render(nothing))
@@ -177,7 +187,7 @@ def test_a_model_of_which_nothing_was_built_still_has_a_report(model: ReportMode
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.0, "1"), (0.99999999, "0.999999"), (0.85, "0.850000")])
 def test_a_cosine_that_is_not_one_never_reads_as_one(value: float | None, text: str):
-    assert report.cosine_text(value) == text
+    assert report_tasks.cosine_text(value) == text
 
 
 @pytest.mark.parametrize(
@@ -192,3 +202,98 @@ def test_a_drop_has_its_sign_and_nothing_has_none(value: float | None, text: str
 )
 def test_sizes_are_in_decimal_units(size: int | None, text: str):
     assert report.size_text(size) == text
+
+
+def of_reranker(model: ReportModel) -> ReportModel:
+    scored = {
+        "cosine_mean": None,
+        "cosine_p1": None,
+        "cosine_min": None,
+        "cosine_values": (),
+        "kendall_tau": 0.9987,
+        "score_error_mean": 0.0021,
+        "score_error_max": 0.0173,
+        "batch_invariance": 0.0004,
+        "found": 0.7312,
+    }
+    labelled = Labelled(
+        name="stdlib-docstrings",
+        num_items=512,
+        num_choices=500,
+        reference=0.7313,
+        baseline=0.5801,
+        baseline_name="BM25",
+    )
+    rows = tuple(each if each.state == "skipped" else replace(each, **scored) for each in model.rows)
+    return replace(model, task="rerank", rows=rows, labelled=labelled)
+
+
+def of_clip(model: ReportModel) -> ReportModel:
+    speeds = (
+        Speed(tower="text", items_per_s=4000.0, latency_s=0.0003, throughput_ratio=1.7),
+        Speed(tower="image", items_per_s=620.0, latency_s=0.002, throughput_ratio=2.1),
+    )
+    seen = {"text_cosine_min": 0.9987, "image_cosine_min": 0.9912, "found": 0.9481, "drop": 0.0019}
+    rows = tuple(
+        each if each.state == "skipped" else replace(each, **seen, speeds=speeds if each.speeds else ())
+        for each in model.rows
+    )
+    pictures = (
+        Picture(
+            data="QUJD", caption="three red circles", nearest=(("three red circles", 0.8312), ("a", 0.4), ("b", 0.3))
+        ),
+        Picture(data="REVG", caption="one blue star", nearest=(("two blue stars", 0.7), ("a", 0.4), ("b", 0.3))),
+    )
+    return replace(
+        model,
+        task="clip",
+        rows=rows,
+        num_golden_pictures=64,
+        labelled=Labelled(
+            name="pictures", num_items=540, num_choices=60, reference=0.95, baseline=1 / 60, baseline_name="chance"
+        ),
+        gallery=Gallery(row="mini__cpu__bf16__tp1", sku="cpu", precision="bf16", pictures=pictures),
+    )
+
+
+def test_a_reranker_is_shown_by_its_scores_and_against_bm25(model: ReportModel):
+    text = text_of(report.render(of_reranker(model)))
+    assert "256 golden pairs" in text
+    assert "0.99870 0.0021 0.017 0.7312" in text, "tau, mean and largest error, nDCG"
+    assert "0.5801 nDCG@10 of BM25, before ranking" in text
+    assert "mean error of a logit" not in text, "it is on the plot's axis only"
+    assert "Cosine" not in text
+
+
+def test_a_reranker_has_a_plot_of_its_errors_though_it_has_no_cosines(model: ReportModel):
+    page = report.render(of_reranker(model))
+    assert page.count("data:image/svg+xml;base64,") == 1
+
+
+def test_everybody_who_was_judged_on_the_labelled_set_has_a_bar(model: ReportModel):
+    bars = report.bars(of_reranker(model))
+    assert [(bar.name, bar.precision, bar.text) for bar in bars] == [
+        ("BM25", "", "0.5801"),
+        ("fp32 reference", "", "0.7313"),
+        ("2 rows", "fp16", "0.7312"),
+        ("cpu", "bf16", "0.7312"),
+        ("l40s", "int8", "0.7312"),
+    ]
+    assert bars[0].percent == 58.01
+
+
+def test_a_clip_model_is_shown_with_both_towers_and_what_zero_shot_finds(model: ReportModel):
+    text = text_of(report.render(of_clip(model)))
+    assert "0.998700 0.991200 94.8 % +0.19 %" in text
+    assert "256 golden texts, and 64 golden pictures" in text
+    assert "95.0 % reference zero-shot top-1, 540 pictures of 60 classes" in text
+    assert "4000.0 0.3 ms 1.70 × 620.0 2.0 ms 2.10 ×" in text
+
+
+def test_the_gallery_shows_pictures_from_within_the_page_and_marks_what_is_right(model: ReportModel):
+    page = report.render(of_clip(model))
+    assert 'src="data:image/png;base64,QUJD" alt="three red circles"' in page
+    text = text_of(page)
+    assert "✓ three red circles 0.831" in text
+    assert "✗ one blue star" in text
+    assert text.count("✓ three red circles") == 1

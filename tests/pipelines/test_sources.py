@@ -106,3 +106,9 @@ def test_the_digest_is_of_names_and_bytes_not_of_the_place(folder: Path) -> None
     assert sources.digest(copy) == before
     (copy / "1_Pooling" / "config.json").write_text("{ }")
     assert sources.digest(copy) != before
+
+
+def test_a_type_that_the_factory_has_code_for_may_name_its_own_which_is_not_run(folder: Path) -> None:
+    config = {"model_type": "llama_bidirec", "auto_map": {"AutoModel": "modeling.LlamaBidirectionalModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert sources.resolve("model", folder.parent) == folder

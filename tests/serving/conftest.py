@@ -22,7 +22,7 @@ from serving.backends.base import LoadOptions
 from serving.backends.onnxruntime import load as load_onnx
 from serving.backends.openvino import import_openvino
 from serving.profile import Precision, Profile, ProfileFile, ShapeRange
-from serving.prove import embed
+from serving.prove import rows
 from serving.tasks.embed import EmbedSpec, Encoder, Golden, dump_golden, dump_spec
 
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{n}" for n in range(96)))
@@ -52,7 +52,9 @@ class Tiny:
         """Each text alone, by ONNX Runtime."""
         backend = load_onnx(self.onnx, LoadOptions(precision=Precision.FP32, num_threads=1))
         encoder = Encoder(self.tokenizer, self.spec)
-        return np.concatenate([embed(backend.infer, encoder, self.spec, (text,)) for text in texts])
+        return np.concatenate(
+            [rows(backend.infer, self.spec.towers[0], encoder.encode([text], truncate="END")) for text in texts]
+        )
 
 
 def tiny_onnx(seed: int) -> bytes:
@@ -114,7 +116,8 @@ def make_tiny(seed: int) -> Tiny:
     rng = np.random.default_rng(seed)
     texts = tuple(" ".join(f"w{n}" for n in rng.integers(0, 96, size)) for size in (1, 3, 7, 12, 25, 60))
     backend = load_onnx(model, LoadOptions(precision=Precision.FP32, num_threads=1))
-    golden = Golden(texts=texts, vectors=embed(backend.infer, Encoder(tokenizer, spec), spec, texts))
+    items = Encoder(tokenizer, spec).encode(texts, truncate="END")
+    golden = Golden(texts=texts, vectors=rows(backend.infer, spec.towers[0], items))
     return Tiny(onnx=model, blob=tiny_blob(model), tokenizer=tokenizer, spec=spec, golden=golden)
 
 

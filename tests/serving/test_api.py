@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,73 +19,23 @@ import pytest
 from numpy.typing import NDArray
 
 from serving import listen
-from serving.api.app import App
-from serving.api.state import Limits, Service, State
-from serving.backends import load as load_backend
-from serving.backends.base import Inputs, LoadOptions
-from serving.batcher import Batcher
-from serving.encoders import EncoderPool
+from serving.api.state import Limits
+from serving.backends.base import Inputs
+from serving.lanes import Infer
 from serving.logs import JsonFormatter
-from serving.metrics import Metrics
-from serving.profile import Precision, Profile
-from serving.tasks.embed import EmbedSpec, collate
-from tests.serving.conftest import DIMENSION, GENERIC, Tiny
+from serving.tasks.base import ONLY
+from tests.serving import api
+from tests.serving.api import Server, listening
+from tests.serving.conftest import DIMENSION, Tiny
+from tests.serving.tiny_models import embedder
 
-Infer = Callable[[Inputs], NDArray[np.float32]]
 LONG = " ".join(["w1"] * 100)
 
 
-class Server:
-    """The application around the tiny model, reached without a socket."""
-
-    def __init__(self, tiny: Tiny, *, infer: Infer | None = None, limits: Limits, spec: EmbedSpec, queue: int) -> None:
-        backend = load_backend("onnxruntime", tiny.onnx, LoadOptions(precision=Precision.FP32, num_threads=1))
-        self.metrics = Metrics()
-        self.encoders = EncoderPool(tiny.tokenizer, spec, 2)
-        self.batcher: Batcher[NDArray[np.int64], Inputs] = Batcher(
-            prepare=lambda items: collate(items, spec),
-            run=infer or backend.infer,
-            cost=len,
-            max_batch_items=8,
-            max_batch_cost=256,
-            max_queue_items=queue,
-            observer=self.metrics,
-        )
-        self.service = Service(
-            spec=spec,
-            names=("tiny", "org/tiny"),
-            model="tiny",
-            release="0.1.0",
-            profile=Profile(id="f" * 64, name="tiny__cpu__fp32__tp1", tags=GENERIC, files=(), proof_min_cosine=0.98),
-            manifest_text="schema_version: '2.0'\n",
-            encoders=self.encoders,
-            batcher=self.batcher,
-            created=1,
-        )
-        self.state = State(message="ready", service=self.service)
-        self.app = App(self.state, self.metrics, limits)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://server")
-
-    async def embed(self, **body: Any) -> httpx.Response:
-        return await self.client.post("/v1/embeddings", json={"model": "tiny", "input": "w1"} | body)
-
-
 @asynccontextmanager
-async def serving(
-    tiny: Tiny,
-    *,
-    infer: Infer | None = None,
-    limits: Limits | None = None,
-    spec: EmbedSpec | None = None,
-    queue: int = 100,
-) -> AsyncIterator[Server]:
-    server = Server(tiny, infer=infer, limits=limits or Limits(max_inputs=20), spec=spec or tiny.spec, queue=queue)
-    try:
+async def serving(tiny: Tiny, **options: Any) -> AsyncIterator[Server]:
+    async with api.serving(embedder(tiny), **options) as server:
         yield server
-    finally:
-        await server.client.aclose()
-        await server.batcher.drain(0)
-        server.encoders.close()
 
 
 @pytest.fixture
@@ -115,6 +66,58 @@ async def test_null_means_the_default_everywhere(server: Server) -> None:
     nulls = dict.fromkeys(("input_type", "encoding_format", "truncate", "dimensions", "embedding_type", "modality"))
     assert (await server.embed(**nulls)).status_code == 200
     assert (await server.embed(dimensions=DIMENSION, embedding_type="float")).status_code == 200
+    for modality in ("text", ["text"], ["text", "text"]):
+        assert (await server.embed(input=["w1", "w2"], modality=modality)).status_code == 200
+
+
+async def test_fewer_dimensions_are_the_first_ones_made_as_long_as_one_again(tiny: Tiny) -> None:
+    full = tiny.reference(["w1 w2"])[0]
+    spec = msgspec.structs.replace(tiny.spec, matryoshka_dimensions=(4, 8))
+    async with serving(tiny, spec=spec) as server:
+        for asked, given in ((1, 1), (5, 5), (16, 16), (102_400, 16), (2**63, 16), (None, 16)):
+            response = await server.embed(input="w1 w2", dimensions=asked)
+            vector = np.array(response.json()["data"][0]["embedding"])
+            wanted = full[:given] / np.linalg.norm(full[:given])
+            assert vector.shape == (given,)
+            assert np.allclose(vector, wanted, atol=1e-5)
+        for asked in (0, -1):
+            response = await server.embed(dimensions=asked)
+            assert response.status_code == 400
+            assert response.json()["detail"]["loc"] == ["body", "dimensions"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("float", "<f4"), ("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")]
+)
+async def test_every_embedding_type_is_the_same_vector_in_fewer_bits(tiny: Tiny, kind: str, dtype: str) -> None:
+    texts = ["w1 w2", "w3", "w4 w5 w6"]
+    full = tiny.reference(texts)
+    largest = float(np.abs(full).max())
+    spec = msgspec.structs.replace(tiny.spec, int8_range=largest, matryoshka_dimensions=(8,))
+    async with serving(tiny, spec=spec) as server:
+
+        async def get(**options: Any) -> Any:
+            return [item["embedding"] for item in (await server.embed(input=texts, **options)).json()["data"]]
+
+        numbers = np.array(await get(embedding_type=kind))
+        listed = np.array(await get(embedding_type=[kind]))
+        packed = [base64.b64decode(text) for text in await get(embedding_type=kind, encoding_format="base64")]
+        few = np.array(await get(embedding_type=kind, dimensions=8))
+    assert np.array_equal(numbers, listed)
+    assert np.allclose(np.array([np.frombuffer(data, dtype) for data in packed]), numbers, atol=1e-6)
+    step = largest / 127
+    match kind:
+        case "int8":
+            assert np.allclose(numbers * step, full, atol=step / 2 + 1e-6)
+        case "uint8":
+            assert np.allclose((numbers / 127.5 - 1) * largest, full, atol=step / 2 + 1e-6)
+        case "binary":
+            assert np.array_equal(np.unpackbits((numbers + 128).astype(np.uint8), axis=1), full > 0)
+        case "ubinary":
+            assert np.array_equal(np.unpackbits(numbers.astype(np.uint8), axis=1), full > 0)
+    if kind != "float":  # cut, and not stretched beyond what eight bits hold
+        assert np.array_equal(few, numbers[:, : few.shape[1]])
+        assert few.shape[1] == (1 if kind.endswith("binary") else 8)
 
 
 async def test_a_suffix_of_the_model_name_says_the_input_type(tiny: Tiny) -> None:
@@ -157,8 +160,11 @@ async def test_too_long_a_text_fails_in_the_words_that_clients_look_for_unless_t
         ({"dimensions": 0}, 400, "this model gives 16", ["dimensions"]),
         ({"dimensions": -1}, 400, "this model gives 16", ["dimensions"]),
         ({"dimensions": 10**30}, 400, "", ["dimensions"]),
-        ({"embedding_type": "int8"}, 400, "it gives 'float'", ["embedding_type"]),
-        ({"modality": "image"}, 400, "it takes 'text'", ["modality"]),
+        ({"embedding_type": "int8"}, 400, "float, binary and ubinary are", ["embedding_type"]),
+        ({"embedding_type": ["float", "binary"]}, 400, "names 2 types", ["embedding_type"]),
+        ({"embedding_type": []}, 400, "names 0 types", ["embedding_type"]),
+        ({"modality": "image"}, 400, "'image' of input 0, which is a text", ["modality"]),
+        ({"modality": ["text", "text"]}, 400, "names 2 entries, input has 1", ["modality"]),
         ({"model": "gpt"}, 404, "The model 'gpt' does not exist here; use tiny, org/tiny", ["model"]),
     ],
 )
@@ -379,7 +385,12 @@ async def test_labels_do_not_grow_with_bad_paths(server: Server) -> None:
         await server.client.get(f"/nothing/{n}")
     assert len(server.metrics.text().splitlines()) == before
     text = (await server.client.get("/v1/metrics")).text
-    for name in ("queue_depth 0.0", "batch_size_count 1.0", "prompt_tokens_total 3.0", "queue_time_seconds_count 1.0"):
+    for name in (
+        'queue_depth{tower="model"} 0.0',
+        'batch_size_count{tower="model"} 1.0',
+        "prompt_tokens_total 3.0",
+        'queue_time_seconds_count{tower="model"} 1.0',
+    ):
         assert name in text
 
 
@@ -402,18 +413,6 @@ async def test_a_request_leaves_one_json_line_that_it_cannot_forge(
     assert kept.headers["x-request-id"] == "abc-1"
 
 
-@asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[int]:
-    sock = listen.bind("127.0.0.1", 0)
-    running = listen._Server(listen._config(server.app, 1))
-    task = asyncio.create_task(running.serve(sockets=[sock]))
-    while not running.started:
-        await asyncio.sleep(0.005)
-    yield sock.getsockname()[1]
-    running.should_exit = True
-    await task
-
-
 async def raw(port: int, data: bytes, *, wait_s: float = 5.0) -> bytes:
     """What comes back until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -433,6 +432,9 @@ async def test_heads_that_are_slow_or_large_are_cut_off(server: Server, monkeypa
         assert all(answer.startswith(b"HTTP/1.1 408") for answer in slow)
         large = await raw(port, b"GET / HTTP/1.1\r\nx: " + b"a" * 20_000)
         assert large.startswith(b"HTTP/1.1 431")
+        whole = await raw(port, b"GET / HTTP/1.1\r\nx: " + b"a" * 20_000 + b"\r\n\r\n")
+        assert whole.startswith(b"HTTP/1.1 431")
+        assert whole.count(b"HTTP/1.1") == 1
         many = await raw(port, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 101 + b"\r\n")
         assert many.startswith(b"HTTP/1.1 400")
         idle = await raw(port, b"")
@@ -483,9 +485,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 def held(tiny: Tiny) -> tuple[Any, Infer]:
     """An engine that waits until its gate opens."""
-    import threading
-
-    backend = load_backend("onnxruntime", tiny.onnx, LoadOptions(precision=Precision.FP32, num_threads=1))
+    backend = embedder(tiny).backend(ONLY)
     gate = threading.Event()
 
     def infer(inputs: Inputs) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -21,11 +22,15 @@ import pytest
 
 from serving import boot, hardware, manifest
 from serving.api.state import Service
+from serving.backends.onnxruntime import OnnxRuntime
 from serving.errors import BackendError, CacheError, NoProfile, ProofFailed, ServingError
+from serving.lanes import Timing
 from serving.metrics import Metrics
-from serving.profile import Profile
+from serving.profile import Precision, Profile
 from serving.settings import Settings
+from serving.tasks.base import ONLY
 from tests.serving.conftest import FIRST, GENERIC, OPENVINO, SECOND, Tiny, add_profile, write_manifest
+from tests.serving.tiny_models import Model, picture, reranker, see_and_read
 
 MACHINE = hardware.detect(cpu_only=True)
 
@@ -72,8 +77,8 @@ def test_the_best_profile_serves_and_its_choice_is_told_in_nims_words(
     assert 'load_phase_seconds{phase="prove"}' in text
 
     async def embed() -> object:
-        items = await service.encoders.encode(tiny.golden.texts[:3], "NONE", None)
-        return await service.batcher.submit(items)
+        items = await service.encoders.run(lambda encoder: encoder.encode(tiny.golden.texts[:3]))
+        return await service.lanes[ONLY].submit(items, Timing())
 
     assert np.allclose(asyncio.run(embed()), tiny.golden.vectors[:3], atol=1e-5)  # type: ignore[arg-type]
 
@@ -199,6 +204,105 @@ def test_served_names_come_from_the_settings_when_given(root: Path) -> None:
     assert boot.start(named, Metrics(), lambda message: None, MACHINE).names == ("org/tiny", "tiny")
 
 
+def generic_root(folder: Path, model: Model, **without: str) -> Path:
+    """A manifest with a model's generic profile alone. without: files that the profile does not list."""
+    files = {name: data for name, data in model.files().items() if name not in without.values()}
+    write_manifest(folder, [add_profile(folder, SECOND, GENERIC, files)])
+    return folder
+
+
+def test_a_reranker_is_proved_and_scores(tmp_path: Path) -> None:
+    model = reranker()
+    service = start(generic_root(tmp_path, model))
+    assert list(service.lanes) == [ONLY]
+
+    async def score() -> object:
+        items = await service.encoders.run(lambda encoder: encoder.encode("w1 w2", ["w3", "w2 w1"]))
+        return await service.lanes[ONLY].submit(items, Timing())
+
+    scores = asyncio.run(score())
+    assert np.shape(scores) == (2, 1)  # type: ignore[arg-type]
+    assert np.isfinite(scores).all()  # type: ignore[call-overload]
+
+
+def test_both_engines_of_a_clip_model_are_loaded_proved_and_served(tmp_path: Path) -> None:
+    metrics = Metrics()
+    service = boot.start(settings(generic_root(tmp_path, see_and_read())), metrics, lambda message: None, MACHINE)
+    assert list(service.lanes) == ["text", "image"]
+
+    async def see() -> object:
+        items = await service.encoders.run(lambda encoder: encoder.encode_images([picture(0), picture(1)]))
+        return await service.lanes["image"].submit(items, Timing())
+
+    assert np.allclose(np.linalg.norm(asyncio.run(see()), axis=1), 1, atol=1e-5)  # type: ignore[call-overload]
+    assert 'queue_depth{tower="image"} 0.0' in metrics.text().decode()
+    assert 'queue_depth{tower="text"} 0.0' in metrics.text().decode()
+
+
+def test_a_clip_profile_that_lacks_an_engine_is_refused_by_its_names(tmp_path: Path) -> None:
+    with pytest.raises(NoProfile, match=r"it lacks image\.plan or image\.blob or image\.onnx"):
+        start(generic_root(tmp_path, see_and_read(), lacking="image.onnx"))
+
+
+@pytest.mark.parametrize("damage", ["the engine for pictures is broken", "it is another model's"])
+def test_when_one_engine_of_two_fails_the_other_is_closed(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = see_and_read()
+    wrong = b"broken" if "broken" in damage else reranker().engines[ONLY]
+    model = replace(model, engines={**model.engines, "image": wrong})
+    closed: list[object] = []
+    monkeypatch.setattr(OnnxRuntime, "close", lambda self: closed.append(self))
+    with pytest.raises(NoProfile):
+        start(generic_root(tmp_path, model))
+    assert len(closed) == (1 if "broken" in damage else 2)
+
+
+def test_batches_are_no_larger_than_the_settings_allow(root: Path, tiny: Tiny) -> None:
+    metrics = Metrics()
+    service = boot.start(replace(settings(root), max_batch_size=3), metrics, lambda message: None, MACHINE)
+
+    async def embed() -> None:
+        items = await service.encoders.run(lambda encoder: encoder.encode(["w1"] * 20))
+        await service.lanes[ONLY].submit(items, Timing())
+
+    asyncio.run(embed())
+    sizes = {
+        sample.labels["le"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "batch_size_bucket"
+    }
+    assert sizes["4.0"] == sizes["+Inf"] >= 7  # 20 items by threes; of a pair of buckets 2 and 4
+
+
+def test_profiles_of_the_wanted_precision_are_tried_first(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {file.path: (root / file.uri).read_bytes() for file in profile(root, SECOND).files}
+    halved = add_profile(root, "tiny__cpu__fp16__tp1", {**GENERIC, "precision": "fp16"}, files)
+    write_manifest(root, [profile(root, FIRST), profile(root, SECOND), halved])
+
+    def chosen(precision: Precision | None) -> str:
+        found = boot.start(replace(settings(root), precision=precision), Metrics(), lambda message: None, MACHINE)
+        return found.profile.name
+
+    assert chosen(None) == FIRST
+    assert chosen(Precision.FP16) == "tiny__cpu__fp16__tp1"
+    assert "NIM_PRECISION" not in caplog.text
+    assert chosen(Precision.FP8) == FIRST
+    assert "No profile that can run here is fp8; the choice is made without NIM_PRECISION" in caplog.text
+
+
+def test_files_of_another_repository_serve_when_the_settings_name_it(root: Path, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (root / "blobs").rename(mirror / "blobs")
+    with pytest.raises(NoProfile, match="blobs/blake3"):
+        start(root)
+    for named in ({"repository_override": mirror.as_uri()}, {"own_repository": mirror.as_uri()}):
+        service = boot.start(replace(settings(root), **named), Metrics(), lambda message: None, MACHINE)
+        assert service.repository_override == named.get("repository_override", "")
+
+
 @contextmanager
 def process(root: Path, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with socket.socket() as probe:
@@ -250,8 +354,9 @@ def test_a_process_answers_probes_while_it_loads_serves_and_drains_on_sigterm(ro
         child.send_signal(signal.SIGTERM)
         output, _ = child.communicate(timeout=10)
         assert child.returncode == 0
-        assert '"message": "request"' in output
-        assert all(line.startswith("{") for line in output.splitlines())
+        (line,) = [line for line in map(json.loads, output.splitlines()) if line["message"] == "request"]
+        assert (line["route"], line["status"], line["num_items"]) == ("/v1/embeddings", 200, 4)
+        assert 0 < line["engine_ms"] <= line["duration_ms"]
 
 
 def test_a_signal_while_loading_ends_the_process_at_once(root: Path) -> None:
@@ -279,3 +384,11 @@ def test_a_start_that_cannot_work_exits_with_the_errors_code_and_words(
         output, _ = child.communicate(timeout=60)
         assert child.returncode == code, output
         assert words in output
+
+
+def test_variables_that_have_no_effect_are_said_once(root: Path) -> None:
+    with process(root, NIM_GRPC_API_PORT="50051") as (child, url):
+        wait_for(f"{url}/v1/health/live", 200, child)
+        child.terminate()
+        output, _ = child.communicate(timeout=20)
+        assert output.count("NIM_GRPC_API_PORT") == 1

@@ -203,17 +203,50 @@ def test_a_mirror_replaces_the_root_for_relative_uris(root: Path, tmp_path: Path
     for override in (mirror.as_uri(), mirror.as_uri() + "/"):
         assert fetch(WHOLE, root=tmp_path / "none", override=override) == CONTENTS
     (mirror / ENGINE).unlink()
-    assert str(mirror) in refused(WHOLE, root, mirror.as_uri())
+    assert f"{mirror.as_uri()}/{ENGINE} is missing" in refused(WHOLE, tmp_path / "none", mirror.as_uri())
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/key", "ngc://org/team/model:1?file=x", "https://host/x"])
-def test_a_source_that_is_not_read_yet_is_named_with_those_that_are(root: Path, uri: str) -> None:
+def test_what_is_embedded_is_read_there_though_a_mirror_is_named(root: Path) -> None:
+    for override in ("file:///nowhere", "https://nobody.invalid/x", "s3://nowhere", "oci://nobody.invalid/x:1"):
+        assert fetch(WHOLE, root=root, override=override) == CONTENTS
+
+
+@pytest.mark.parametrize("uri", ["ngc://org/team/model:1?file=x", "hf://org/model", "ftp://host/x"])
+def test_a_source_that_is_not_read_is_named_with_those_that_are(root: Path, uri: str) -> None:
     message = refused(a_profile(entry("e", b"x", uri)), root)
-    assert f"{uri.partition('://')[0]}:// is not a source that this server reads (file://)" in message
+    assert f"{uri.partition('://')[0]}:// is not a source that this server reads (file://, https://, " in message
 
 
-def test_a_mirror_of_an_unread_scheme_is_refused(root: Path) -> None:
-    assert refused(WHOLE, root, "s3://bucket").count("s3:// is not a source") == 3
+def test_a_mirror_of_an_unread_scheme_is_refused(tmp_path: Path) -> None:
+    assert refused(WHOLE, tmp_path, "ngc://org/team").count("ngc:// is not a source") == 3
+
+
+def test_a_file_that_is_nowhere_says_where_it_was_looked_for_and_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(CacheError) as caught:
+        fetch(WHOLE, root=tmp_path / "root", cache_path=tmp_path / "cache")
+    for words in (str(tmp_path / "root"), str(tmp_path / "cache"), "is missing", "set NIM_REPOSITORY_OVERRIDE"):
+        assert words in str(caught.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cached_file_is_read_and_its_source_is_not_asked(tmp_path: Path) -> None:
+    fill(tmp_path / "cache")
+    for override in (None, "https://nobody.invalid/x"):
+        cached = fetch(WHOLE, root=tmp_path / "root", cache_path=tmp_path / "cache", override=override)
+        assert cached == CONTENTS
+
+
+def test_a_damaged_file_of_a_cache_without_a_source_is_refused_and_stays(tmp_path: Path) -> None:
+    fill(tmp_path / "cache")
+    (tmp_path / "cache" / ENGINE).write_bytes(b"x" * 6000)
+    with pytest.raises(CacheError, match=f"{ENGINE} hashes to .*; remove it and run download-to-cache"):
+        fetch(WHOLE, root=tmp_path / "root", cache_path=tmp_path / "cache")
+    assert (tmp_path / "cache" / ENGINE).is_file()
+
+
+def test_downloads_that_are_forbidden_are_not_tried(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="NIM_DISABLE_MODEL_DOWNLOAD is set"):
+        fetch(WHOLE, root=tmp_path, cache_path=tmp_path, override="https://nobody.invalid/x", may_download=False)
 
 
 def test_a_file_uri_with_a_host_says_how_to_write_it(root: Path) -> None:

@@ -9,18 +9,17 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from serving.tasks.embed import (
-    BadVectors,
     Encoder,
     Golden,
     TextTooLong,
     TextWithoutTokens,
-    check_vectors,
     collate,
     dump_golden,
     dump_spec,
     load_golden,
     load_spec,
 )
+from serving.tasks.vectors import BadVectors, check_vectors
 from tests.serving.conftest import DIMENSION, MAX_TOKENS, Tiny
 
 CLS, SEP = 1, 2
@@ -111,11 +110,11 @@ def test_golden_outputs_whose_parts_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_vectors_that_are_zero_or_not_finite_must_not_be_served(tiny: Tiny, bad: float) -> None:
+def test_vectors_that_are_zero_or_not_finite_must_not_be_served(bad: float) -> None:
     vectors = np.ones((3, DIMENSION), np.float32)
-    check_vectors(vectors, 3, tiny.spec)
+    check_vectors(vectors, 3, DIMENSION)
     vectors[1] = bad
     with pytest.raises(BadVectors, match="1 of 3 vectors"):
-        check_vectors(vectors, 3, tiny.spec)
-    with pytest.raises(BadVectors, match="for 3 texts of dimension 16"):
-        check_vectors(vectors[:, :4], 3, tiny.spec)
+        check_vectors(vectors, 3, DIMENSION)
+    with pytest.raises(BadVectors, match="for 3 items of dimension 16"):
+        check_vectors(vectors[:, :4], 3, DIMENSION)

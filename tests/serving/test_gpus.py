@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,32 +17,15 @@ from pipelines.toolchain import version_of
 from serving import manifest
 from serving.profile import Profile, ProfileFile
 from tests.pipelines.test_plan import DEMO, WORKER
+from tests.serving import nvml_standin
+from tests.serving.nvml_standin import L4, L40S
 
-COMPILER = shutil.which("cc")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler for the stand-in of libnvidia-ml")
+pytestmark = nvml_standin.needs_compiler
 VERSIONS = {
     "openvino": version_of("openvino"),
     "tensorrt-rtx": version_of("tensorrt-rtx-cu13-bindings"),
     "tensorrt": "11",
 }
-
-
-@pytest.fixture(scope="module")
-def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("nvml_standin.c")
-    command = [
-        str(COMPILER),
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Werror",
-        "-o",
-        str(folder / "libnvidia-ml.so.1"),
-        str(source),
-    ]
-    subprocess.run(command, check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +47,22 @@ def demo_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def listed(nvml: Path, demo_manifest: Path, gpus: str, **environ: str) -> dict[str, Any]:
+def listed(demo_manifest: Path, gpus: str | None, **environ: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "serving", "list-model-profiles", "--json"],
-        env={
-            **os.environ,
-            "LD_LIBRARY_PATH": str(nvml),
-            "NVML_STANDIN": gpus,
-            "NIM_MANIFEST_PATH": str(demo_manifest),
-            "PYTHONPATH": str(DEMO.parent),
-            **environ,
-        },
+        env=nvml_standin.environ(gpus, NIM_MANIFEST_PATH=str(demo_manifest), **environ),
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+def reasons(answer: dict[str, Any]) -> dict[str, str]:
+    return {p["tags"]["sku"] + "__" + p["tags"]["precision"]: p["reason"] for p in answer["profiles"] if p["reason"]}
 
 
 @pytest.mark.parametrize(
@@ -100,57 +79,76 @@ def listed(nvml: Path, demo_manifest: Path, gpus: str, **environ: str) -> dict[s
         ("Tesla T4,1eb8,7,5,15360,15000", "t4__fp16"),
     ],
 )
-def test_each_card_gets_its_own_engine_in_the_narrowest_precision(
-    nvml: Path, demo_manifest: Path, gpu: str, best: str
-) -> None:
-    answer = listed(nvml, demo_manifest, gpu)
+def test_each_card_gets_its_own_engine_in_the_narrowest_precision(demo_manifest: Path, gpu: str, best: str) -> None:
+    answer = listed(demo_manifest, gpu)
     assert answer["system"]["gpus"][0]["name"] == gpu.split(",")[0]
     assert answer["system"]["driver_version"] == "580.65.06"
     assert answer["profiles"][0]["name"] == f"all-minilm-l6-v2__{best}__tp1"
     assert all(bool(profile["reason"]) == (profile["rank"] is None) for profile in answer["profiles"])
 
 
-def test_a_card_that_no_row_names_gets_an_engine_of_its_compute_capability(nvml: Path, demo_manifest: Path) -> None:
-    answer = listed(nvml, demo_manifest, "NVIDIA GeForce RTX 4080,2704,8,9,16376,16000")
+def test_a_card_that_no_row_names_gets_an_engine_of_its_compute_capability(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, "NVIDIA GeForce RTX 4080,2704,8,9,16376,16000")
     assert answer["profiles"][0]["tags"]["compute_capability"] == "8.9"
     assert answer["profiles"][0]["tags"]["precision"] == "fp8"
 
 
-def test_a_hopper_card_without_an_engine_serves_from_its_cpu_and_says_why(nvml: Path, demo_manifest: Path) -> None:
-    answer = listed(nvml, demo_manifest, "NVIDIA H100 80GB HBM3,2330,9,0,81559,81000")
+def test_a_hopper_card_without_an_engine_serves_from_its_cpu_and_says_why(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, "NVIDIA H100 80GB HBM3,2330,9,0,81559,81000")
     assert answer["profiles"][0]["tags"]["backend"] in {"openvino", "onnxruntime"}
     refused = {p["name"]: p["reason"] for p in answer["profiles"] if p["reason"]}
     assert "9.0" in refused["all-minilm-l6-v2__l40s__fp8__tp1"]
 
 
-def test_a_full_card_is_compatible_but_not_runnable(nvml: Path, demo_manifest: Path) -> None:
-    answer = listed(nvml, demo_manifest, "NVIDIA L40S,26b9,8,9,46068,200")
+def test_a_full_card_is_compatible_but_not_runnable(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, "NVIDIA L40S,26b9,8,9,46068,200")
     profiles = {profile["name"]: profile for profile in answer["profiles"]}
     assert "memory" in profiles["all-minilm-l6-v2__l40s__fp8__tp1"]["reason"]
     assert answer["profiles"][0]["tags"]["backend"] in {"openvino", "onnxruntime"}
 
 
-def test_nim_cpu_only_looks_for_no_card(nvml: Path, demo_manifest: Path) -> None:
-    answer = listed(nvml, demo_manifest, "NVIDIA L40S,26b9,8,9,46068,45000", NIM_CPU_ONLY="1")
+def test_nim_cpu_only_looks_for_no_card(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, L40S, NIM_CPU_ONLY="1")
     assert answer["system"]["gpus"] == []
     assert answer["profiles"][0]["tags"]["backend"] in {"openvino", "onnxruntime"}
 
 
-def test_the_second_of_two_cards_serves_when_the_first_is_full(nvml: Path, demo_manifest: Path) -> None:
-    answer = listed(nvml, demo_manifest, "NVIDIA L4,27b8,8,9,23034,100;NVIDIA L40S,26b9,8,9,46068,45000")
+def test_the_second_of_two_cards_serves_when_the_first_is_full(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, f"NVIDIA L4,27b8,8,9,23034,100;{L40S}")
     assert answer["profiles"][0]["name"] == "all-minilm-l6-v2__l40s__fp8__tp1"
     assert answer["profiles"][0]["gpus"] == [1]
 
 
-def test_the_stand_in_is_what_the_server_reads(nvml: Path) -> None:
-    """Without NVML_STANDIN the library answers that no driver is loaded, and detection notes it."""
-    code = "from serving import hardware; print(hardware.detect().notes)"
-    environ = {name: value for name, value in os.environ.items() if name != "NVML_STANDIN"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environ, "LD_LIBRARY_PATH": str(nvml), "PYTHONPATH": str(DEMO.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "Driver Not Loaded" in done.stdout
+def test_an_engine_for_the_full_card_runs_on_its_relative_but_behind_the_relatives_own(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, f"NVIDIA L4,27b8,8,9,23034,100;{L40S}")
+    (on_l4,) = [p for p in answer["profiles"] if p["name"] == "all-minilm-l6-v2__l4__fp8__tp1"]
+    assert (on_l4["status"], on_l4["gpus"]) == ("runnable", [1])
+    assert on_l4["rank"] > 2  # after fp8 and fp16 of the L40S
+
+
+def test_a_card_that_is_lost_while_it_is_asked_is_noted_and_the_other_serves(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, f"{L40S},lost=3;{L4}")
+    assert [gpu["name"] for gpu in answer["system"]["gpus"]] == ["NVIDIA L4"]
+    assert answer["system"]["notes"] == ["NVML: GPU 0 cannot be used: GPU is lost"]
+    assert answer["profiles"][0]["name"] == "all-minilm-l6-v2__l4__fp8__tp1"
+    assert answer["profiles"][0]["gpus"] == [1]
+
+
+def test_when_every_card_is_lost_the_cpu_serves_and_each_gpu_profile_says_why(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, f"{L40S},lost=0")
+    assert answer["profiles"][0]["tags"]["backend"] in {"openvino", "onnxruntime"}
+    assert "no GPU found (NVML: GPU 0 cannot be used: GPU is lost)" in reasons(answer)["l40s__fp8"]
+
+
+def test_without_a_driver_each_gpu_profile_says_so(demo_manifest: Path) -> None:
+    """The stand-in answers that no driver is loaded: the server reads it, not a real library of this machine."""
+    answer = listed(demo_manifest, None)
+    assert "Driver Not Loaded" in answer["system"]["notes"][0]
+    assert "Driver Not Loaded" in reasons(answer)["l40s__fp8"]
+
+
+def test_a_card_that_cuda_hides_serves_nothing(demo_manifest: Path) -> None:
+    answer = listed(demo_manifest, f"{L40S};{L4}", CUDA_VISIBLE_DEVICES="1")
+    assert answer["profiles"][0]["name"] == "all-minilm-l6-v2__l4__fp8__tp1"
+    assert answer["profiles"][0]["gpus"] == [0]  # as CUDA numbers what it sees
+    assert "hides 1 of 2 GPUs" in " ".join(answer["system"]["notes"])

@@ -10,7 +10,7 @@ import pytest
 from blake3 import blake3
 
 from serving import cli, select
-from serving.listing import startup_lines
+from serving.listing import listing_text, startup_lines
 from serving.manifest import Manifest, dump, profile_id
 from serving.profile import Gpu, Machine, Profile, ProfileFile
 
@@ -88,9 +88,10 @@ def test_the_list_has_nims_sections_and_every_reason(
         "- Compatible with system and runnable:\n"
         f"  - {GENERIC.id} (mini__cpu__fp16__tp1)\n"
         "- Compatible with system but not runnable due to low GPU free memory: <None>\n"
+        "- Compilable to TRT-LLM using just-in-time compilation of HF models to TRTLLM engines: <None>\n"
         "- Incompatible with system:\n"
         f"  - {ON_AVX512.id} (mini__avx512__fp16__tp1): needs a CPU with avx512_bf16, which this one lacks\n"
-        f"  - {ON_L40S.id} (mini__l40s__fp16__tp1): {gpu_refusal}\n"
+        f"  - {ON_L40S.id} (mini__l40s__fp16__tp1) [requires >=4 GB/gpu]: {gpu_refusal}\n"
     )
 
 
@@ -107,8 +108,58 @@ def test_a_gpu_that_is_full_puts_its_profile_in_the_section_for_it(
 ) -> None:
     cli.main(["list-model-profiles"], environ, replace(L40S, gpus=(replace(GPU, memory_free_bytes=GB),)))
     out = capsys.readouterr().out
-    section = out.partition("due to low GPU free memory:\n")[2].partition("- Incompatible")[0]
-    assert section.startswith(f"  - {ON_L40S.id} (mini__l40s__fp16__tp1): needs 4.0 GB of free GPU memory")
+    section = out.partition("due to low GPU free memory:\n")[2].partition("- Compilable")[0]
+    assert section == (
+        f"  - {ON_L40S.id} (mini__l40s__fp16__tp1) [requires >=4 GB/gpu]: "
+        "needs 4.0 GB of free GPU memory and finds 1.0 GB on GPU 0; stop what else runs there\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tag", "hint"),
+    [("4", " [requires >=4 GB/gpu]"), ("18.5", " [requires >=18.5 GB/gpu]"), ("0", ""), ("lots", ""), (None, "")],
+)
+def test_a_profile_shows_the_gpu_memory_it_needs_where_its_tag_gives_it(tag: str | None, hint: str) -> None:
+    tags = {key: value for key, value in ON_L40S.tags.items() if key != "min_vram_per_device_gb"}
+    asks = replace(ON_L40S, tags=tags if tag is None else {**tags, "min_vram_per_device_gb": tag})
+    (line,) = [line for line in listing_text(select.decide([asks], L40S), L40S).splitlines() if asks.id in line]
+    assert line.removeprefix(f"  - {asks.id} (mini__l40s__fp16__tp1)").partition(":")[0] == hint
+
+
+MACHINES = {
+    "no gpu": MACHINE,
+    "a free L40S": L40S,
+    "a full L40S": replace(L40S, gpus=(replace(GPU, memory_free_bytes=GB),)),
+    "another CPU": replace(MACHINE, cpu_arch="aarch64", cpu_features=frozenset()),
+    "no runtime": replace(MACHINE, runtimes={}),
+}
+SECTIONS = {  # NIM's headings -> the JSON's status
+    "- Compatible with system and runnable:": "runnable",
+    "- Compatible with system but not runnable due to low GPU free memory:": "low-memory",
+    "- Incompatible with system:": "incompatible",
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_the_json_and_the_text_give_every_profile_the_same_section_reason_and_place(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str], machine: Machine
+) -> None:
+    assert cli.main(["list-model-profiles"], environ, machine) == 0
+    told: dict[str, tuple[str, str | None]] = {}
+    status = ""
+    for line in capsys.readouterr().out.partition("MODEL PROFILES\n")[2].splitlines():
+        if line.startswith("- "):
+            status = SECTIONS.get(line.removesuffix(" <None>"), "none")
+        else:
+            label, _, reason = line.removeprefix("  - ").partition(": ")
+            assert label.partition(" ")[0] not in told
+            told[label.partition(" ")[0]] = status, reason or None
+    assert cli.main(["list-model-profiles", "--json"], environ, machine) == 0
+    listed = json.loads(capsys.readouterr().out)["profiles"]
+    assert {entry["id"]: (entry["status"], entry["reason"]) for entry in listed} == told
+    assert set(told) == {profile.id for profile in PROFILES}
+    runnable = [entry["id"] for entry in listed if entry["rank"] is not None]
+    assert runnable == [identity for identity, (status, _) in told.items() if status == "runnable"]
 
 
 def test_the_json_list_gives_the_same_reasons_and_the_ranks(

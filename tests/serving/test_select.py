@@ -10,7 +10,7 @@ import pytest
 from serving.errors import NoProfile, WantedProfileError
 from serving.manifest import profile_id
 from serving.profile import Gpu, Machine, Profile
-from serving.select import Decision, candidates, choose, decide, rank, refusal
+from serving.select import Decision, Fit, candidates, choose, decide, rank, refusal
 
 GB = 10**9
 
@@ -199,6 +199,43 @@ def test_the_very_model_is_used_before_an_emptier_relative() -> None:
     assert decision.gpus == (1,)
 
 
+def test_a_full_gpu_of_the_very_model_does_not_keep_an_engine_from_its_relatives() -> None:
+    full, relatives = a_gpu(0, free=0), (a_gpu(1, "27b8"), a_gpu(2, "27b8"))
+    for tp, expected in (("1", (1,)), ("2", (1, 2))):
+        profile = gpu_profile("l40s", tp=tp, min_vram_per_device_gb="8")
+        (decision,) = decide([profile], replace(L40S, gpus=(full, *relatives)))
+        assert (decision.refusal, decision.gpus, decision.fit) == (None, expected, Fit.SAME_CAPABILITY)
+
+
+def test_gpus_are_counted_by_tensor_and_pipeline_parallelism_or_by_their_own_tag() -> None:
+    for tags, needed in (({"tp": "2", "pp": "2"}, 4), ({"tp": "2", "number_of_gpus": "1"}, 2), ({"pp": "3"}, 3)):
+        assert f"needs {needed} GPUs like" in why(gpu_profile("l40s", **tags), L40S)
+
+
+@pytest.mark.parametrize(
+    ("needed", "here", "runs"),
+    [
+        ("580", "580.65.06", True),
+        ("580.65.06", "580.65.06", True),
+        ("580.65.06", "580.65", False),
+        ("580", "570.211", False),
+        ("99", "570.211", True),
+        ("580", None, True),  # NVML did not say: the proof at the start decides
+        ("580", "unknown", True),
+    ],
+)
+def test_an_older_driver_is_refused_and_both_versions_are_named(needed: str, here: str | None, runs: bool) -> None:
+    profile = gpu_profile("l40s", min_driver_version=needed)
+    reason = refusal(profile, replace(L40S, driver_version=here))
+    words = f"needs NVIDIA driver {needed} or newer; this machine has {here}"
+    assert reason == (None if runs else words)
+
+
+@pytest.mark.parametrize("value", ["", "new", "580.", "580.65-beta", "²"])
+def test_a_malformed_driver_version_is_refused(value: str) -> None:
+    assert f"the tag min_driver_version is {value!r}" in why(gpu_profile("l40s", min_driver_version=value), L40S)
+
+
 @pytest.mark.parametrize(
     ("profile", "words"),
     [
@@ -218,7 +255,7 @@ def test_an_unknown_precision_is_refused(precision: str) -> None:
     assert "is not one this server knows (fp32, fp16, bf16, fp8, int8)" in why(generic(precision=precision), CPU)
 
 
-@pytest.mark.parametrize("tag", ["tp", "number_of_gpus", "min_vram_per_device_gb"])
+@pytest.mark.parametrize("tag", ["tp", "pp", "number_of_gpus", "min_vram_per_device_gb"])
 @pytest.mark.parametrize("value", ["two", "-1", "nan", "inf", "1e9", "", "²", "9" * 5000])
 def test_a_malformed_number_is_refused_not_crashed_on(tag: str, value: str) -> None:
     assert f"the tag {tag} is {value!r}, not a number" in why(gpu_profile("l40s", **{tag: value}), L40S)
@@ -286,8 +323,10 @@ def test_higher_tensor_parallelism_first() -> None:
     assert order(four, gpu_profile("a"), gpu_profile("b", tp="4"), gpu_profile("c", tp="2")) == ["b", "c", "a"]
 
 
-def test_the_name_decides_between_equals() -> None:
+def test_the_name_decides_between_equals_and_the_id_between_namesakes() -> None:
     assert order(L40S, gpu_profile("b"), gpu_profile("a"), gpu_profile("c")) == ["a", "b", "c"]
+    twins = [gpu_profile("a", feat=letter) for letter in "xyz"]
+    assert [p.id for p in rank(decide(twins, L40S))] == sorted(p.id for p in twins)
 
 
 # ---- what a person asks for -----------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""Run a loaded engine over many items as the gate needs them: in good batches, on every core, in the order given."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import typed_onnx
+from pipelines.errors import GateError
+from serving.backends import load
+from serving.backends.base import Backend, LoadOptions
+from serving.errors import BackendError
+from serving.profile import Precision
+from serving.tasks.base import Item, Tower
+
+SCHEMA_VERSION = 1  # of metrics.json
+# A batch of items of like length, so that little is padded; more tokens at once only cost memory.
+MAX_BATCH_ITEMS, MAX_BATCH_COST = 32, 4096
+
+Items = Sequence[Item]
+Rows = NDArray[np.float32]  # (N, D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """A loaded engine, the tower it belongs to, and how many batches it may run at once."""
+
+    backend: Backend
+    tower: Tower
+    num_workers: int
+
+    def rows(self, items: Items) -> Rows:
+        """N items -> (N, D), in the order given. Raises GateError for figures that are not finite."""
+        out = np.zeros((len(items), self.tower.dimension), dtype=np.float32)
+        groups = list(batches([self.tower.cost(item) for item in items], self.tower.max_batch))
+        with ThreadPoolExecutor(max_workers=self.num_workers) as pool:
+            for group, rows in zip(groups, pool.map(lambda g: self.run([items[i] for i in g]), groups), strict=True):
+                out[group] = rows
+        return out
+
+    def run(self, items: Items) -> Rows:
+        """One batch."""
+        rows = self.backend.infer(self.tower.collate(items))
+        if not np.isfinite(rows).all():
+            raise GateError("the engine gave figures that are not finite; it cannot be judged")
+        return rows
+
+    def vectors(self, items: Items) -> Rows:
+        """As rows(), each divided by its norm."""
+        return unit(self.rows(items))
+
+
+def unit(rows: Rows) -> Rows:
+    """(N, D) -> the same, each of length 1. Raises GateError for one that is zero."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (norms == 0).any():
+        raise GateError("the engine gave vectors that are zero; it cannot be judged")
+    return np.asarray(rows / norms, dtype=np.float32)
+
+
+def batches(costs: Sequence[int], max_batch: int) -> Iterator[list[int]]:
+    """Indices grouped by like cost, within the engine's batch; dearest first, so that the last batch is short."""
+    most = min(MAX_BATCH_ITEMS, max_batch)
+    group: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        if group and (len(group) == most or (len(group) + 1) * costs[group[0]] > MAX_BATCH_COST):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def open_runner(engine: bytes, precision: Precision, params: Mapping[str, Any], tower: Tower) -> tuple[Runner, str]:
+    """The engine, loaded to be judged, and what judges it, in words. Raises GateError.
+
+    params: backend, judged_on ("engine", "typed-onnx" or a reference) and perhaps cpu_isa.
+    """
+    name, note, options = params["backend"], "", LoadOptions(precision=precision, cpu_isa=params.get("cpu_isa"))
+    num_workers = 1
+    if name == "onnxruntime":
+        if params["judged_on"] == "typed-onnx":
+            engine, note = typed_onnx.runnable(engine, precision)
+        # Whole batches side by side: its Q/DQ kernels use one thread, and one thread a batch gives the same
+        # figures on every machine.
+        num_workers, options = len(os.sched_getaffinity(0)), LoadOptions(precision=precision, num_threads=1)
+    try:
+        backend = load(name, engine, options)
+    except BackendError as error:
+        raise GateError(f"{params['judged_on']} ({precision}) cannot be loaded to be judged: {error}") from error
+    version = importlib.metadata.version(name) if name in {"onnxruntime", "openvino"} else ""
+    judged_with = " ".join(part for part in (name, version, f"({note})" if note else "") if part)
+    return Runner(backend=backend, tower=tower, num_workers=num_workers), judged_with
+
+
+def realized(backend: Backend, engine: bytes, typed: Path | None) -> dict[str, float]:
+    """The share of matrix products in each number format, as the backend tells it.
+
+    Where it cannot, as the graph says it: TensorRT keeps to the types of a typed ONNX.
+    """
+    shares = backend.realized_precision()
+    if not shares and (typed is not None or backend.name == "onnxruntime"):
+        shares = typed_onnx.realized_precision(typed.read_bytes() if typed is not None else engine)
+    return {name: rounded(share) for name, share in sorted(shares.items())}
+
+
+def cut(items: Items, max_tokens: int) -> list[Item]:
+    """The first tokens of each, with the last one kept: it is the special token that ends a text."""
+    return [
+        item if item.shape[-1] <= max_tokens else np.concatenate([item[..., : max_tokens - 1], item[..., -1:]], axis=-1)
+        for item in items
+    ]
+
+
+def rounded(value: Any) -> float:
+    return round(float(value), 7)

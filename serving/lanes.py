@@ -1,0 +1,88 @@
+"""One engine with the queue before it: items in, rows out, and where each request's time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.backends.base import Inputs
+from serving.batcher import Batcher, Observer
+from serving.tasks.base import Item, Tower
+
+Infer = Callable[[Inputs], NDArray[np.float32]]
+
+
+@dataclass(kw_only=True, slots=True)
+class Timing:
+    """Where one request's time went, over all engines that it needed."""
+
+    queue_s: float = 0.0  # waiting for an engine, or for its batch to be put together
+    engine_s: float = 0.0  # in batches that held some of its items
+
+
+class _Entry(NamedTuple):
+    item: Item
+    timing: Timing
+
+
+class _Batch(NamedTuple):
+    inputs: Inputs
+    timings: tuple[Timing, ...]  # of the requests in it, each once
+
+
+class Lane:
+    """A tower of the model, served."""
+
+    def __init__(
+        self,
+        *,
+        tower: Tower,
+        infer: Infer,
+        max_batch_items: int,
+        max_batch_cost: int,
+        max_queue_items: int,
+        multiple: int = 1,
+        observer: Observer | None = None,
+    ) -> None:
+        """multiple: see Tower.collate. max_batch_items: no more than the tower takes are put together anyhow."""
+        self.tower, self._infer, self._multiple = tower, infer, multiple
+        self.batcher = Batcher[_Entry, _Batch](
+            prepare=self._prepare,
+            run=self._run,
+            cost=lambda entry: tower.cost(entry.item, multiple=multiple),
+            max_batch_items=min(max_batch_items, tower.max_batch),
+            max_batch_cost=max_batch_cost,
+            max_queue_items=max_queue_items,
+            observer=observer,
+        )
+
+    def refuse_if_full(self, num_items: int) -> None:
+        """Raise QueueFull or Draining if submit would: ask before spending work on the items."""
+        self.batcher.refuse_if_full(num_items)
+
+    async def submit(self, items: Sequence[Item], timing: Timing) -> NDArray[np.float32]:
+        """N >= 1 items -> (N, D), in their order. Adds to timing. Raises what Batcher.submit does."""
+        started, before = time.monotonic(), timing.engine_s
+        try:
+            return await self.batcher.submit([_Entry(item, timing) for item in items])
+        finally:
+            waited = time.monotonic() - started - (timing.engine_s - before)
+            timing.queue_s += max(0.0, waited)  # an engine that ran meanwhile for the same request was counted there
+
+    def _prepare(self, entries: list[_Entry]) -> _Batch:
+        inputs = self.tower.collate([entry.item for entry in entries], multiple=self._multiple)
+        return _Batch(inputs, tuple({id(entry.timing): entry.timing for entry in entries}.values()))
+
+    def _run(self, batch: _Batch) -> NDArray[np.float32]:
+        started = time.monotonic()
+        try:
+            return self._infer(batch.inputs)
+        finally:
+            seconds = time.monotonic() - started
+            for timing in batch.timings:
+                timing.engine_s += seconds
