@@ -181,6 +181,8 @@ def tags_of(row: Row, versions: Mapping[str, str], engine_bytes: int) -> dict[st
             "cpu_arch": sku.cpu_arch or "x86_64",
             "min_vram_per_device_gb": str(memory_gb),
         }
+        if backend == "tensorrt-rtx":
+            tags["min_driver_version"] = "580"  # the first of CUDA 13, which its wheels are built for
     elif backend == "openvino":
         tags |= {"cpu_arch": sku.cpu_arch or "x86_64", "openvino_version": versions[backend]}
         if sku.cpu_features:

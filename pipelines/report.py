@@ -55,10 +55,10 @@ class ReportRow:
     cosine_min: float | None = None
     text_cosine_min: float | None = None  # of a row with two engines
     image_cosine_min: float | None = None
-    cosine_values: tuple[float, ...] = ()  # one for each golden text or picture
     kendall_tau: float | None = None  # of a reranker, whose answers are scores
     score_error_mean: float | None = None
     score_error_max: float | None = None
+    losses: tuple[float, ...] = ()  # of each golden text, picture or pair: 1 - cosine, or the error of its logit
     found: float | None = None  # on the labelled set: nDCG@10, or the share of pictures named right
     drop: float | None = None  # of that, against the fp32 reference
     batch_invariance: float | None = None  # a cosine, or a difference of scores

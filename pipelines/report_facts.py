@@ -123,7 +123,7 @@ def _row(
         cosine_mean=_figure(metrics, "cosine", "mean"),
         cosine_p1=_figure(metrics, "cosine", "p1"),
         cosine_min=_figure(metrics, "cosine", "min"),
-        cosine_values=tuple(metrics.get("cosine", {}).get("values", ())),
+        losses=losses(metrics),
         text_cosine_min=metrics.get("text_cosine_min"),
         image_cosine_min=metrics.get("image_cosine_min"),
         kendall_tau=_figure(metrics, "scores", "kendall_tau"),
@@ -138,6 +138,14 @@ def _row(
         checks=tuple(CheckLine(**check) for check in verdict.get("checks", ())),
         engine_digest=" ".join(engine.digest for engine in engines),
     )
+
+
+def losses(metrics: Mapping[str, Any]) -> tuple[float, ...]:
+    """How far each golden answer moved: 1 - cosine, or the error of a reranker's logit."""
+    if "scores" in metrics:
+        scores = metrics["scores"]
+        return tuple(abs(a - b) for a, b in zip(scores.get("found", ()), scores.get("golden", ()), strict=True))
+    return tuple(1 - value for value in metrics.get("cosine", {}).get("values", ()))
 
 
 def num_golden(metrics: Mapping[str, Any]) -> int:

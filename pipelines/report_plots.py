@@ -54,17 +54,17 @@ def tradeoff(rows: Sequence[ReportRow], words: TaskWords) -> str:
 
 
 def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
-    """1 - cosine of everything golden on a logarithmic scale, a band for each distinct measurement; "" for nothing."""
+    """The loss of everything golden on a logarithmic scale, a band for each distinct measurement; "" for nothing."""
     import numpy as np
 
     series: dict[tuple[float, ...], list[ReportRow]] = {}
     for row in rows:
-        if row.cosine_values:
-            series.setdefault(row.cosine_values, []).append(row)
+        if row.losses:
+            series.setdefault(row.losses, []).append(row)
     if not series:
         return ""
     ordered = sorted(series.items(), key=lambda item: (LADDER.index(item[1][0].precision), item[1][0].judged_on))
-    losses = [np.maximum(1 - np.asarray(values), LEAST_LOSS) for values, _ in ordered]
+    losses = [np.maximum(np.asarray(values), LEAST_LOSS) for values, _ in ordered]
     low, high = np.log10(LEAST_LOSS) - 0.15, max(np.log10(max(loss.max() for loss in losses)) + 0.2, -4)
     bins = np.logspace(low, high, 110)
     plt = _pyplot()
@@ -86,9 +86,7 @@ def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
         axis.tick_params(axis="y", length=0, colors=INK)
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
-        axis.set_xlabel(
-            f"1 − cosine to the fp32 reference, per {words.values}  (left is better; 1e-7 and less are drawn at 1e-7)"
-        )
+        axis.set_xlabel(f"{words.loss_of_one}, per {words.values}  (left is better; 1e-7 and less are drawn at 1e-7)")
         figure.tight_layout()
         return _uri(figure)
 

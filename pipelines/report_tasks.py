@@ -27,7 +27,8 @@ class TaskWords:
     columns: tuple[Column, ...]
     loss: str  # on the axis of the plots: "1 − mean cosine"
     loss_of: Callable[[ReportRow], float | None]
-    values: str  # of what the histograms are: "golden text"
+    loss_of_one: str  # on the axis of the histograms
+    values: str  # of what they are: "golden text"
     saturated: Mapping[str, str]  # tower -> what its items per second are of
     single: Mapping[str, str]  # tower -> what one item is
     judged_by: str  # the heading over the labelled set: "What ranking finds"
@@ -107,6 +108,7 @@ WORDS: Mapping[str, TaskWords] = {
         ),
         loss="1 − mean cosine",
         loss_of=_cosine_loss,
+        loss_of_one="1 − cosine to the fp32 reference",
         values="golden text",
         saturated={"model": "32 × 128 tokens"},
         single={"model": "one query, 20 tokens"},
@@ -119,12 +121,11 @@ WORDS: Mapping[str, TaskWords] = {
             Column(title="Logit error mean", text=lambda row: error_text(row.score_error_mean)),
             Column(title="Logit error max", text=lambda row: error_text(row.score_error_max), check="score_error"),
             *_NDCG,
-            Column(
-                title="Batch |Δ logit|", text=lambda row: error_text(row.batch_invariance), check="batch_invariance"
-            ),
+            Column(title="Batch Δ logit", text=lambda row: error_text(row.batch_invariance), check="batch_invariance"),
         ),
         loss="mean error of a logit",
         loss_of=lambda row: row.score_error_mean,
+        loss_of_one="error of a logit",
         values="golden pair",
         saturated={"model": "32 × 128 tokens"},
         single={"model": "one pair, 20 tokens"},
@@ -145,6 +146,7 @@ WORDS: Mapping[str, TaskWords] = {
         ),
         loss="1 − mean cosine",
         loss_of=_cosine_loss,
+        loss_of_one="1 − cosine to the fp32 reference",
         values="golden text or picture",
         saturated={"text": "32 texts at once", "image": "8 pictures at once"},
         single={"text": "one text", "image": "one picture"},

@@ -50,6 +50,7 @@ def prove(spec: Spec, infer: Mapping[str, Infer], tokenizer: bytes, golden: byte
         items = [encoder.encode(query, [passage], truncate="END")[0] for query, passage in pairs.pairs]
         found = rows(infer[ONLY], towers[ONLY], items)
         return _judged_scores(found, pairs.scores, min_cosine, start)
+    parts: tuple[tuple[str, Sequence[Item], Rows], ...]
     if isinstance(spec, clip.ClipSpec):
         both = clip.load_golden(golden)
         sides = clip.Encoder(tokenizer, spec)
@@ -59,10 +60,10 @@ def prove(spec: Spec, infer: Mapping[str, Infer], tokenizer: bytes, golden: byte
         )
     else:
         texts = embed.load_golden(golden)
-        parts = ((ONLY, embed.Encoder(tokenizer, spec).encode(texts.texts, truncate="END"), texts.vectors),)  # type: ignore[assignment]
+        parts = ((ONLY, embed.Encoder(tokenizer, spec).encode(texts.texts, truncate="END"), texts.vectors),)
     given, expected = [], []
     for name, entries, vectors in parts:
-        if not len(entries) or vectors.shape != (len(entries), spec.dimension):
+        if not entries or vectors.shape != (len(entries), spec.dimension):
             raise ProofFailed(
                 f"golden outputs are {vectors.shape} for {len(entries)} items of dimension {spec.dimension}: "
                 "they belong to another model"

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ import numpy as np
 import pytest
 
 from serving import manifest
+from serving.prove import rows
+from serving.tasks.base import ONLY
+from serving.tasks.rerank import Encoder, RerankSpec
 from tests.serving import nvml_standin
 from tests.serving.conftest import FIRST, GENERIC, SECOND, Tiny, add_profile, root, tiny, write_manifest
 from tests.serving.tiny_models import reranker
@@ -108,7 +112,7 @@ def id_of(rootfs: Path, name: str) -> str:
 def section(text: str, title: str) -> list[str]:
     """The lines below a heading of the list."""
     after = text.partition(f"- {title}\n")[2].splitlines()
-    return [line for line, _ in zip(after, iter(lambda: None, 0), strict=False) if line.startswith("  - ")]
+    return list(takewhile(lambda line: line.startswith("  - "), after))
 
 
 # ---- 000 and 002: list-model-profiles -------------------------------------------------------------------------------
@@ -208,9 +212,15 @@ def test_a_profile_is_overridden_by_id_and_by_name(
     assert f"Selected profile: {wanted} ({SECOND})" in log.read_text()
 
 
-def test_a_profile_that_cannot_run_here_ends_the_start_with_its_reason(machine: dict[str, str], rootfs: Path) -> None:
-    done = sh(RUN_002.format(profile=ON_L40S), machine | {"NIM_CPU_ONLY": "1", "NIM_HTTP_API_PORT": "1"})
-    assert done.returncode != 0
+def test_a_named_profile_that_cannot_run_here_ends_the_start_with_its_reason(
+    machine: dict[str, str], rootfs: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    done = sh(RUN_002.format(profile=ON_L40S), machine | {"NIM_CPU_ONLY": "1", "NIM_HTTP_API_PORT": port})
+    assert done.returncode == 22
+    assert f"is {id_of(rootfs, ON_L40S)} ({ON_L40S}), which cannot run here: " in done.stdout + done.stderr
 
 
 @nvml_standin.needs_compiler
@@ -311,14 +321,29 @@ def test_the_reranking_service_is_tested_with_curl(
     machine: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("reranker")
-    write_manifest(folder, [add_profile(folder, SECOND, GENERIC, reranker().files())])
+    model = reranker()
+    tokenizer = knowing_the_poem(model.tokenizer)
+    files = model.files() | {"tokenizer.json": tokenizer}
+    write_manifest(folder, [add_profile(folder, SECOND, GENERIC, files)])
     environ = machine | {"ENGINERY_ROOT": str(folder)}
     with served("docker run --rm $IMG_NAME", environ, folder / "log") as address:
         command = RANK_003.replace("<ip>:31084", address).replace("<model>", "tiny-rerank")
         body = answer(command)
-    rankings = body["rankings"]
-    assert sorted(item["index"] for item in rankings) == [0, 1, 2, 3]
-    logits = [item["logit"] for item in rankings]
-    assert logits == sorted(logits, reverse=True)
-    assert len(set(logits)) > 1
-    assert body["usage"]["total_tokens"] >= body["usage"]["prompt_tokens"] > 0
+    sent = json.loads(shlex.split(RANK_003.replace("\\\n", " "))[-1])
+    passages = [passage["text"] for passage in sent["passages"]]
+    assert isinstance(model.spec, RerankSpec)
+    items = Encoder(tokenizer, model.spec).encode(sent["query"]["text"], passages, truncate="END")
+    expected = rows(model.backend(ONLY).infer, model.spec.towers[0], items)[:, 0]
+    assert len({round(float(score), 3) for score in expected}) == 4  # so there is an order to find
+    assert [item["index"] for item in body["rankings"]] == list(np.argsort(-expected))
+    assert np.allclose([item["logit"] for item in body["rankings"]], np.sort(expected)[::-1], atol=1e-4)
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] == sum(item.shape[-1] for item in items)
+
+
+def knowing_the_poem(tokenizer: bytes) -> bytes:
+    """Words of the command instead of those that the tiny model's proof does not use: w20 to w79."""
+    words = list(dict.fromkeys(re.findall(r"[a-z]+", RANK_003.partition("passages")[2])))
+    text = tokenizer.decode()
+    for number, word in zip(range(20, 80), words, strict=False):
+        text = text.replace(f'"w{number}"', f'"{word}"')
+    return text.encode()

@@ -47,7 +47,7 @@ def check_inputs(inputs: Inputs, specs: Sequence[InputSpec]) -> int:
     shapes = {array.shape for _, array in given}
     if len(shapes) > 1:  # no task has inputs of several shapes in one engine
         problems.append(f"inputs have the shapes {sorted(shapes)}, the engine takes one shape")
-    for spec, array in given[:1]:
+    for spec, array in given:
         if array.ndim != len(spec.axes):
             problems.append(f"{spec.name} has the shape {array.shape}, the engine takes {KINDS[spec.dtype]}")
             continue
@@ -56,7 +56,8 @@ def check_inputs(inputs: Inputs, specs: Sequence[InputSpec]) -> int:
             if size < low or (high is not None and size > high):
                 problems.append(f"{axis} is {size}, the engine takes {low} to {'any' if high is None else high}")
     if problems or not given:
-        raise BackendError("; ".join(problems) or "there are no inputs")
+        # inputs of one shape have its mistake in common: it is said once
+        raise BackendError("; ".join(dict.fromkeys(problems)) or "there are no inputs")
     return int(given[0][1].shape[0])
 
 

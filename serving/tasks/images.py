@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import io
 import re
 import warnings
@@ -55,33 +56,48 @@ def preprocess(
 
 def _pixels(data: bytes, size: int) -> NDArray[np.uint8]:
     """(size, size, 3)."""
-    from PIL import Image, UnidentifiedImageError
-
     if not data.startswith(tuple(FORMATS.values())):
         raise BadImage("it is neither PNG, JPEG nor WebP")
+    pillow = _pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise BadImage(f"it has {width} x {height} pixels, at most {MAX_PIXELS} are read; make it smaller")
-                return _cropped(image.convert("RGB"), size, Image.Resampling.BICUBIC)
+        with pillow.open(io.BytesIO(data), formats=list(FORMATS)) as image:  # reads the header, no pixel
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"it has {width} x {height} pixels, at most {MAX_PIXELS} are read; make it smaller")
+            scaled = _scaled(width, height, size)
+            resized = image.convert("RGB").resize(scaled, resample=pillow.Resampling.BICUBIC)
     except (BadImage, MemoryError):
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("it cannot be read as PNG, JPEG or WebP, or is far too large") from error
+    except pillow.DecompressionBombError as error:  # Pillow's own limit, above this one
+        raise BadImage(f"it is far too large, at most {MAX_PIXELS} pixels are read; make it smaller") from error
+    except OSError as error:  # UnidentifiedImageError too
+        raise BadImage("it cannot be read as PNG, JPEG or WebP: damaged, cut off, or another format") from error
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
         raise BadImage(f"it is damaged: {type(error).__name__}") from error
+    left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    return np.asarray(resized, dtype=np.uint8)[top : top + size, left : left + size]
 
 
-def _cropped(image: Any, size: int, resampling: Any) -> NDArray[np.uint8]:
-    """Shortest edge to size, then the centre; CLIPImageProcessor's arithmetic."""
-    width, height = image.size
+def _scaled(width: int, height: int, size: int) -> tuple[int, int]:
+    """The shortest edge to size, by CLIPImageProcessor's arithmetic. Raises BadImage for a picture like a thread."""
     short, long = sorted((width, height))
+    if short < 1:
+        raise BadImage(f"it has {width} x {height} pixels")
     scaled = int(size * long / short)
     if scaled * size > MAX_PIXELS:
-        raise BadImage(f"it is {width} x {height} pixels: too long for its width")
-    resized = image.resize((size, scaled) if width <= height else (scaled, size), resample=resampling)
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    return np.asarray(resized, dtype=np.uint8)[top : top + size, left : left + size]
+        raise BadImage(f"it has {width} x {height} pixels: too long for its width; cut it")
+    return (size, scaled) if width <= height else (scaled, size)
+
+
+@functools.cache
+def _pillow() -> Any:
+    """PIL.Image, imported when the first picture comes.
+
+    It warns of large pictures and of palettes, on stderr and between the lines of a log that is JSON: sizes are
+    checked here, and palettes are read as CLIPImageProcessor reads them. Filters belong to the whole process, so
+    they are not changed for each picture: pictures are read in several threads.
+    """
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    return Image

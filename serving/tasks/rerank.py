@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,13 +38,14 @@ class RerankSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", ta
 
 
 class Encoder:
-    """Pairs to token ids. Not thread-safe: the tokenizer holds its truncation setting, so use one per thread."""
+    """Pairs to token ids. Use one per thread, as of the other tasks."""
 
     def __init__(self, tokenizer: bytes, spec: RerankSpec) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_buffer(tokenizer)
         self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self._spec = spec
         self._num_special = self._tokenizer.num_special_tokens_to_add(True)
 
@@ -58,31 +60,49 @@ class Encoder:
             for index, passage in enumerate(passages):
                 if (length := len(query) + len(passage)) > max_chars:
                     raise TextTooLong(index=index, length=length, limit=limit, unit="characters")
-            self._tokenizer.no_truncation()
         else:
             side = slice(None, max_chars) if truncate == "END" else slice(-max_chars, None)
-            direction = "right" if truncate == "END" else "left"
-            passages = [passage[side] for passage in passages]
-            query = self._shortened(query[side], direction)
-            self._tokenizer.enable_truncation(limit, strategy="only_second", direction=direction)
-        encodings = self._tokenizer.encode_batch_fast([(query, passage) for passage in passages])
+            query, passages = query[side], [passage[side] for passage in passages]
+        # Once, and not with each passage: a long query beside many passages is cheap to send.
+        asked = self._tokenizer.encode(query, add_special_tokens=False)
+        if truncate != "NONE" and len(asked.ids) > 2 * limit:
+            asked = self._tokenizer.encode(
+                _shortened(query, asked.offsets, 2 * limit, truncate), add_special_tokens=False
+            )
+        found = self._tokenizer.encode_batch_fast(list(passages), add_special_tokens=False)
         items = []
-        for index, encoding in enumerate(encodings):
-            if len(encoding.ids) <= self._num_special:
+        for index, passage_tokens in enumerate(found):
+            pair = self._tokenizer.post_process(asked, passage_tokens)
+            item = np.array([pair.ids, pair.type_ids], dtype=np.int64)
+            excess = item.shape[1] - limit
+            if item.shape[1] <= self._num_special:
                 raise TextWithoutTokens(index)
-            if len(encoding.ids) > limit:
-                raise TextTooLong(index=index, length=len(encoding.ids), limit=limit)
-            items.append(np.array([encoding.ids, encoding.type_ids], dtype=np.int64))
+            if excess > 0 and truncate == "NONE":
+                raise TextTooLong(index=index, length=item.shape[1], limit=limit)
+            items.append(item if excess <= 0 else item[:, _kept(pair, excess, truncate)])
         return items
 
-    def _shortened(self, query: str, direction: str) -> str:
-        """The query, cut so that one token of a passage has room beside it."""
-        self._tokenizer.no_truncation()
-        offsets = self._tokenizer.encode(query, add_special_tokens=False).offsets
-        room = max(1, self._spec.max_tokens - self._num_special - 1)
-        if len(offsets) <= room:
-            return query
-        return query[: offsets[room - 1][1]] if direction == "right" else query[offsets[-room][0] :]
+
+def _shortened(query: str, offsets: Sequence[tuple[int, int]], num_tokens: int, truncate: Truncate) -> str:
+    """The end of a query that stays, about num_tokens long. A word that this cuts has other tokens than before."""
+    return query[: offsets[num_tokens - 1][1]] if truncate == "END" else query[offsets[-num_tokens][0] :]
+
+
+def _kept(pair: Any, excess: int, truncate: Truncate) -> NDArray[np.bool_]:
+    """(T,): the tokens of a pair that stay when `excess` of them go: the passage's, all but one, then the query's.
+
+    Not by the tokenizer's own truncation: it keeps every piece that it cuts off, each behind the whole query
+    (gigabytes for a long query), and raises when the query alone is too long.
+    """
+    of_passage = np.array([sequence == 1 for sequence in pair.sequence_ids])
+    of_query = (np.array(pair.special_tokens_mask) == 0) & ~of_passage  # post_process forgets its sequence_ids
+    kept = np.ones(of_passage.size, dtype=np.bool_)
+    for own, spared in ((of_passage, 1), (of_query, 0)):
+        places = np.flatnonzero(own)
+        num_gone = max(0, min(excess, places.size - spared))
+        kept[places[places.size - num_gone :] if truncate == "END" else places[:num_gone]] = False
+        excess -= num_gone
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.backends.base import Inputs
 from serving.profile import ShapeRange
@@ -84,6 +83,3 @@ class TextTower:
 def round_up(num_tokens: int, multiple: int, most: int) -> int:
     """The next multiple, but no more than the engine's largest T, nor less than the tokens."""
     return max(num_tokens, min(-(-num_tokens // multiple) * multiple, most))
-
-
-Tokens = NDArray[np.int64]

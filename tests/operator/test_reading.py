@@ -88,7 +88,7 @@ def test_ids_are_those_that_the_operator_passes_to_download_to_cache(shipped: by
 # ---- how large -------------------------------------------------------------------------------------------------------
 
 
-def test_every_cell_of_the_matrix_at_once_is_far_below_a_config_maps_limit(plan: matrix.Matrix) -> None:
+def test_every_cell_of_the_matrix_at_once_fits_a_config_map(plan: matrix.Matrix) -> None:
     model = next(row.model for row in plan.rows if row.model.name == MODEL)
     rows = [
         Row(model=model, sku=sku, precision=precision, tp=tp)
@@ -98,7 +98,7 @@ def test_every_cell_of_the_matrix_at_once_is_far_below_a_config_maps_limit(plan:
     ]
     data = dumped(rows)
     assert len(rows) > 250
-    assert len(data) < CONFIG_MAP_BYTES / 2
+    assert len(data) < CONFIG_MAP_BYTES
     assert len(read_manifest(data.decode())) == len(rows)
 
 

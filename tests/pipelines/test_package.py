@@ -103,6 +103,7 @@ def test_the_tags_of_a_gpu_profile_say_where_it_runs(matrix: Matrix, model: Mode
         "trt_version": "1.7.1.116",
         "cpu_arch": "x86_64",
         "min_vram_per_device_gb": "2",
+        "min_driver_version": "580",
     }
 
 

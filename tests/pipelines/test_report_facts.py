@@ -10,7 +10,7 @@ import pytest
 from pipelines import matrix as matrices
 from pipelines.matrix import Row
 from pipelines.report import Picture, ReportRow, Speed, State
-from pipelines.report_facts import comparable_speeds, gallery, labelled
+from pipelines.report_facts import comparable_speeds, gallery, labelled, losses
 
 DEMO = Path(__file__).parents[2] / "sku_matrix.yaml"
 CLIP_DEMO = Path(__file__).parents[2] / "examples" / "clip" / "matrix.yaml"
@@ -112,3 +112,9 @@ def test_a_labelled_set_is_told_by_whichever_task_judged_on_it() -> None:
     assert found is not None
     assert (found.num_items, found.baseline, found.baseline_name) == (540, 1 / 60, "chance")
     assert labelled({}) is None
+
+
+def test_how_far_answers_moved_is_a_cosine_or_an_error_of_a_logit() -> None:
+    assert losses({"cosine": {"values": [1.0, 0.75]}}) == (0.0, 0.25)
+    assert losses({"scores": {"golden": [2.0, -1.0], "found": [1.5, -0.5]}}) == (0.5, 0.5)
+    assert losses({"scores": {"num_pairs": 2}}) == ()

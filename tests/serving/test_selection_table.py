@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from itertools import permutations
@@ -257,13 +258,26 @@ def test_many_lines_of_the_table_are_run_end_to_end() -> None:
     assert len(END_TO_END) >= 25
 
 
+def list_profiles(path: Path, keys: list[str], gpus: str, *arguments: str, **environ: str) -> str:
+    """What list-model-profiles prints for these profiles on a machine with these GPUs."""
+    offers = tuple(profile(key) for key in keys)
+    path.write_bytes(manifest.dump(manifest.Manifest(model="m", release="1", profiles=offers)))
+    done = subprocess.run(
+        [sys.executable, "-m", "serving", "list-model-profiles", *arguments],
+        env=nvml_standin.environ(gpus, NIM_MANIFEST_PATH=str(path), **environ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @nvml_standin.needs_compiler
 @pytest.mark.parametrize("line", END_TO_END)
 def test_the_command_in_an_image_gives_the_tables_choice(line: Line, tmp_path: Path) -> None:
     """manifest and NVML -> list-model-profiles --json: the first is the choice."""
-    path = tmp_path / "model_manifest.yaml"
-    offers = tuple(profile(key) for key in line["offers"])
-    path.write_bytes(manifest.dump(manifest.Manifest(model="m", release="1", profiles=offers)))
     mib = 2**20
     gpus = ";".join(
         f"{gpu.name},{gpu.pci_device},{gpu.compute_capability.replace('.', ',')},"
@@ -271,15 +285,31 @@ def test_the_command_in_an_image_gives_the_tables_choice(line: Line, tmp_path: P
         for gpu in gpus_of(line)
     )
     driver = str(line.get("driver", TABLE["machine"]["driver"]))
-    environ = nvml_standin.environ(gpus, NVML_STANDIN_DRIVER=driver, NIM_MANIFEST_PATH=str(path))
-    command = [sys.executable, "-m", "serving", "list-model-profiles", "--json"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    listed = json.loads(done.stdout)
+    path = tmp_path / "model_manifest.yaml"
+    listed = json.loads(list_profiles(path, line["offers"], gpus, "--json", NVML_STANDIN_DRIVER=driver))
     assert listed["system"]["driver_version"] == driver
-    assert {entry["id"] for entry in listed["profiles"]} == {one.id for one in offers}
+    assert {entry["id"] for entry in listed["profiles"]} == {profile(key).id for key in line["offers"]}
     reasons = {entry["name"]: entry["reason"] or "" for entry in listed["profiles"]}
     for key, words in line.get("refused", {}).items():
         assert words in reasons[key]
     first = listed["profiles"][0]
     assert (first["name"] if first["rank"] == 1 else "none") == line["chosen"]
+
+
+# ---- docs/selection.md ----------------------------------------------------------------------------------------------
+
+DOCUMENT = nvml_standin.REPOSITORY / "docs/selection.md"
+
+
+def test_every_rule_of_the_table_is_explained_in_the_document() -> None:
+    assert set(RULES) <= set(re.findall(r"`([a-z0-9_]+)`", DOCUMENT.read_text()))
+
+
+@nvml_standin.needs_compiler
+def test_the_documents_example_is_what_the_command_prints(tmp_path: Path) -> None:
+    (printed,) = re.findall(r"^(MODEL PROFILES\n.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    keys = ["l40s-fp8-24gb", "l40s-fp16-8gb", "l4-fp8", "a100-fp16", "l40s-fp16-pp2", "onnx-fp32"]
+    if not needs_only_what_is_here({"at": ["l40s"], "offers": keys}):
+        pytest.skip("the libraries whose versions the example shows are not installed here")
+    text = list_profiles(tmp_path / "m.yaml", keys, "NVIDIA L40S,26b9,8,9,46068,17000,util=64")
+    assert "MODEL PROFILES" + text.partition("MODEL PROFILES")[2] == printed
