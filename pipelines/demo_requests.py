@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from pipelines.errors import EngineryError
 from serving import manifest
 
 TEXTS = (
@@ -55,12 +57,13 @@ def clip(console: Console, url: str, folder: Path) -> None:
     golden = load_golden((root / profile.file("proof.json").uri).read_bytes())
     captions, pictures = list(dict.fromkeys(golden.texts)), golden.images[:4]
     encoded = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
-    answer = post(console, f"{url}/v1/embeddings", {"model": model_of(url), "input": [*captions, *encoded]})
+    body = {"model": model_of(url), "input": [*captions, *encoded], "truncate": "END"}
+    answer = post(console, f"{url}/v1/embeddings", body)
     vectors = [item["embedding"] for item in answer["data"]]
     texts, images = vectors[: len(captions)], vectors[len(captions) :]
     for number, image in enumerate(images):
         nearest = sorted(range(len(texts)), key=lambda i: -cosine(image, texts[i]))[:3]
-        said = ", ".join(f"{escape(captions[i])} ({cosine(image, texts[i]):.3f})" for i in nearest)
+        said = ", ".join(f"{escape(captions[i][:40])} ({cosine(image, texts[i]):.3f})" for i in nearest)
         console.print(f"  picture {number}: {said}", highlight=False)
     console.print(f"  usage {answer['usage']}; the report shows the pictures")
 
@@ -89,8 +92,13 @@ def shortened(value: Any) -> Any:
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-        return json.loads(response.read())
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        if body is None:
+            raise  # not ready yet: asked again
+        raise EngineryError(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from error
 
 
 def cosine(a: list[float], b: list[float]) -> float:

@@ -97,10 +97,11 @@ _CLIP: Mapping[Precision, Thresholds] = {
     _P.FP16: replace(_SIXTEEN_BIT, max_ndcg_drop=None, max_top1_drop=1e-3),
     _P.BF16: replace(_SIXTEEN_BIT, max_ndcg_drop=None, max_top1_drop=1e-3),
     _P.FP8: Thresholds(
-        min_cosine_mean=0.99,
+        min_cosine_mean=0.995,
+        min_cosine_p1=0.98,
         max_top1_drop=3e-3,
         min_batch_invariance=0.999,
-        min_realized_precision=0.7,
+        min_realized_precision=0.65,
         min_speed_ratio=1.1,
         max_latency_ratio=1.05,
         proof_min_cosine=0.97,

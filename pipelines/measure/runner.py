@@ -48,7 +48,10 @@ class Runner:
 
     def run(self, items: Items) -> Rows:
         """One batch."""
-        rows = self.backend.infer(self.tower.collate(items))
+        try:
+            rows = self.backend.infer(self.tower.collate(items))
+        except BackendError as error:
+            raise GateError(f"the engine cannot run a batch of {len(items)}: {error}") from error
         if not np.isfinite(rows).all():
             raise GateError("the engine gave figures that are not finite; it cannot be judged")
         return rows

@@ -7,14 +7,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from serving import backends
 from serving.backends.base import Backend, Inputs, LoadOptions
+from serving.backends.checks import InputSpec, check_inputs, engine_problems
 from serving.errors import BackendError
 from serving.profile import Precision
 from serving.tasks.embed import Encoder, collate
-from tests.serving.conftest import DIMENSION, Tiny
+from tests.serving.conftest import DIMENSION, Tiny, tiny_blob
+from tests.serving.tiny_models import IMAGE_SIZE, picture_onnx
 
 FP32 = LoadOptions(precision=Precision.FP32, num_threads=1)
 
@@ -57,6 +61,82 @@ def test_inputs_that_do_not_fit_are_refused_with_figures(backend: Backend) -> No
         backend.infer({"input_ids": ids[:, :0], "attention_mask": ids[:, :0]})
     with pytest.raises(BackendError, match="attention_mask is float32, the engine takes int64"):
         backend.infer({"input_ids": ids, "attention_mask": ids.astype(np.float32)})  # type: ignore[dict-item]
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def seeing(request: pytest.FixtureRequest) -> Backend:
+    """An engine of pictures, pixel_values (B, 3, S, S) float32."""
+    engine = picture_onnx()
+    return backends.load(request.param, engine if request.param == "onnxruntime" else tiny_blob(engine), FP32)
+
+
+def pictures(num_items: int) -> Inputs:
+    pixels = np.random.default_rng(0).normal(size=(num_items, 3, IMAGE_SIZE, IMAGE_SIZE))
+    return {"pixel_values": pixels.astype(np.float32)}
+
+
+def test_an_engine_takes_pictures_and_answers_each_as_if_it_were_alone(seeing: Backend) -> None:
+    given = pictures(5)
+    constants = onnx.load_from_string(picture_onnx()).graph.initializer
+    weight = next(onnx.numpy_helper.to_array(value) for value in constants if value.name == "weight")
+    expected = given["pixel_values"].reshape(5, -1) @ weight
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    together = seeing.infer(given)
+    assert seeing.input_names == ("pixel_values",)
+    assert together.dtype == np.float32
+    assert np.allclose(together, expected, atol=1e-5)
+    for row in range(5):
+        assert np.allclose(seeing.infer({"pixel_values": given["pixel_values"][row : row + 1]})[0], together[row])
+
+
+def test_pictures_that_do_not_fit_are_refused_with_figures(seeing: Backend) -> None:
+    pixels = pictures(2)["pixel_values"]
+    with pytest.raises(BackendError, match=r"^C is 1, the engine takes 3 to 3; W is 7, the engine takes 8 to 8$"):
+        seeing.infer({"pixel_values": pixels[:, :1, :, :7]})
+    with pytest.raises(BackendError, match="B is 0, the engine takes 1 to any"):
+        seeing.infer({"pixel_values": pixels[:0]})
+    with pytest.raises(BackendError, match=r"float64, the engine takes float32.*\(2, 3\), the engine takes \(B, C, H"):
+        seeing.infer({"pixel_values": pixels[:, :, 0, 0].astype(np.float64)})
+    with pytest.raises(BackendError, match=r"inputs are \['input_ids'\], the engine takes \['pixel_values'\]"):
+        seeing.infer({"input_ids": pixels})
+
+
+@pytest.mark.parametrize("backend_name", ["onnxruntime", "openvino"])
+def test_an_engine_that_cannot_be_fed_is_refused_with_all_that_is_wrong(backend_name: str) -> None:
+    inputs = [
+        helper.make_tensor_value_info("words", TensorProto.FLOAT, ["B", "T"]),
+        helper.make_tensor_value_info("sound", TensorProto.DOUBLE, ["B", "T"]),
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T"]) for name in ("first", "second")]
+    nodes = [
+        helper.make_node("Cast", ["sound"], ["heard"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["words", "heard"], ["first"]),
+        helper.make_node("Sub", ["words", "heard"], ["second"]),
+    ]
+    graph = helper.make_graph(nodes, "odd", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    engine = model if backend_name == "onnxruntime" else tiny_blob(model)
+    with pytest.raises(BackendError) as caught:
+        backends.load(backend_name, engine, FP32)
+    message = str(caught.value)
+    assert "input words is float32 with 2 axes, expected int64 (B, T) or float32 (B, C, H, W)" in message
+    assert "input sound is " in message
+    assert "outputs" in message
+
+
+def test_every_input_is_held_to_its_own_limits_and_a_mistake_in_common_is_said_once() -> None:
+    ids = InputSpec(name="input_ids", dtype="int64", axes=((1, 8), (1, None)))
+    mask = InputSpec(name="attention_mask", dtype="int64", axes=((1, 8), (1, 32)))
+    assert engine_problems([ids, mask]) == []
+
+    def given(num_items: int, num_tokens: int) -> Inputs:
+        return {name: np.ones((num_items, num_tokens), np.int64) for name in ("input_ids", "attention_mask")}
+
+    assert check_inputs(given(8, 32), [ids, mask]) == 8
+    with pytest.raises(BackendError, match=r"^B is 9, the engine takes 1 to 8; T is 33, the engine takes 1 to 32$"):
+        check_inputs(given(9, 33), [ids, mask])
+    with pytest.raises(BackendError, match="the engine takes 1 to 8"):
+        check_inputs(given(0, 1), [ids, mask])
 
 
 def test_openvino_tells_the_precision_that_it_runs(tiny: Tiny) -> None:

@@ -1,143 +1,92 @@
-"""The clip task: pictures prepared as CLIPImageProcessor does, what is not read, and the task's files."""
+"""The clip task: captions and pictures to the arrays of two engines, and its files."""
 
 from __future__ import annotations
 
-import base64
-import io
-import subprocess
-import sys
-from typing import Any
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from serving.tasks.clip import GoldenClip, dump_golden, load_golden
-from serving.tasks.images import BadImage, parse_data_uri, preprocess
-
-SIZE = 224
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
-
-
-def picture(width: int, height: int, mode: str = "RGB", kind: str = "PNG", **options: Any) -> bytes:
-    """Noise and shapes: sharp edges show every difference in resampling."""
-    rng = np.random.default_rng(width * 10_000 + height)
-    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    pixels[height // 4 : height // 2, width // 4 : width // 2] = (255, 0, 0)
-    image, out = Image.fromarray(pixels).convert(mode), io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+from serving.tasks.clip import ClipSpec, Encoder, GoldenClip, dump_golden, load_golden
+from serving.tasks.images import BadImage
+from serving.tasks.text import TextTooLong, TextWithoutTokens
+from tests.serving.conftest import MAX_TOKENS
+from tests.serving.tiny_models import Model, picture, see_and_read
 
 
-def prepared(data: bytes) -> np.ndarray:
-    return preprocess(data, index=0, size=SIZE, mean=MEAN, std=STD)
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return see_and_read()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        picture(224, 224),
-        picture(640, 480),
-        picture(100, 333),
-        picture(333, 100),
-        picture(225, 224),
-        picture(1000, 37),
-        picture(50, 50, "L"),
-        picture(300, 200, "RGBA"),
-        picture(300, 200, "P"),
-        picture(300, 200, "CMYK", "JPEG"),
-        picture(640, 481, kind="JPEG"),
-        picture(301, 299, kind="WEBP"),
-    ],
-    ids=lambda data: f"{len(data)}-bytes",
-)
-def test_pixels_are_those_of_the_reference_processor(data: bytes) -> None:
-    from transformers import CLIPImageProcessor
-
-    image = Image.open(io.BytesIO(data))
-    expected = CLIPImageProcessor()(image, return_tensors="np")["pixel_values"][0]
-    found = prepared(data)
-    assert found.shape == (3, SIZE, SIZE)
-    assert found.dtype == np.float32
-    scale = np.array(STD, np.float32)[:, None, None]
-    assert np.abs((found - expected) * scale).max() <= 1 / 255
+def test_a_bad_picture_is_named_by_its_place(model: Model) -> None:
+    with pytest.raises(BadImage, match="picture 2: it is neither") as caught:
+        encoder(model).encode_images([picture(0), picture(1), b"no"])
+    assert caught.value.index == 2
 
 
-def bomb() -> bytes:
-    """A PNG of 30 000 x 30 000 pixels by its header, and of a few bytes."""
-    small = bytearray(picture(10, 10))
-    small[16:24] = (30_000).to_bytes(4, "big") * 2
-    return bytes(small)
+def encoder(model: Model) -> Encoder:
+    assert isinstance(model.spec, ClipSpec)
+    return Encoder(model.tokenizer, model.spec)
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "neither PNG, JPEG nor WebP"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "neither PNG, JPEG nor WebP"),
-        (b"GIF89a" + bytes(50), "neither PNG, JPEG nor WebP"),
-        (b"RIFF" + bytes(40), "cannot be read"),
-        (picture(64, 64)[:200], "damaged"),
-        (picture(64, 64, kind="JPEG")[:300], "damaged"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "cannot be read"),
-        (bomb(), "30000 x 30000|damaged|far too many"),
-        (picture(1, 1) + b"", None),
-    ],
-)
-def test_what_is_no_picture_is_refused_with_its_place(data: bytes, words: str | None) -> None:
-    if words is None:
-        assert np.isfinite(prepared(data)).all()
-        return
-    with pytest.raises(BadImage, match=words) as caught:
-        preprocess(data, index=7, size=SIZE, mean=MEAN, std=STD)
-    assert caught.value.index == 7
+def test_captions_are_cut_on_the_side_that_is_asked_for_and_refused_otherwise(model: Model) -> None:
+    long = " ".join(f"w{n}" for n in range(50))
+    chosen = encoder(model)
+    with pytest.raises(TextTooLong, match=r"Input length 52 exceeds maximum allowed token size 32 \(input 1\)"):
+        chosen.encode_texts(["w1", long])
+    with pytest.raises(TextTooLong, match="100000 characters exceeds maximum allowed token size 32"):
+        chosen.encode_texts(["x" * 100_000])
+    (end,), (start,) = (chosen.encode_texts([long], truncate="END"), chosen.encode_texts([long], truncate="START"))
+    assert len(end) == len(start) == MAX_TOKENS
+    assert (end[1], start[-2]) == (4, 53)  # w0 and w49, beside the special tokens
+    assert chosen.encode_texts(["w1"])[0].tolist() == [1, 5, 2]
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
-    import zlib
-
-    header = b"IHDR" + (8000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    chunk = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
-    with pytest.raises(BadImage, match=r"8000 x 8000"):
-        prepared(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT")
-
-
-@pytest.mark.parametrize(
-    ("uri", "words"),
-    [
-        ("data:text/html;base64,AAAA", "only data:image/png"),
-        ("data:image/svg+xml;base64,AAAA", "only data:image/png"),
-        ("data:image/png,AAAA", "only data:image/png"),
-        ("data:image/png;base64,not base64!", "not base64"),
-        ("data:", "never fetched"),
-    ],
-)
-def test_a_data_uri_that_is_not_a_picture_says_what_is_read(uri: str, words: str) -> None:
-    with pytest.raises(BadImage, match=words):
-        parse_data_uri(uri)
+def test_a_caption_of_no_tokens_is_refused(model: Model) -> None:
+    tokenizer = json.loads(model.tokenizer)
+    tokenizer["post_processor"] = None
+    assert isinstance(model.spec, ClipSpec)
+    with pytest.raises(TextWithoutTokens, match="input 1"):
+        Encoder(json.dumps(tokenizer).encode(), model.spec).encode_texts(["w1", " "])
 
 
-def test_a_data_uri_gives_the_files_bytes() -> None:
-    data = picture(5, 5)
-    for kind in ("png", "jpeg", "jpg", "webp", "PNG"):
-        assert parse_data_uri(f"data:image/{kind};base64,{base64.b64encode(data).decode()}") == data
+def test_the_two_towers_take_what_the_encoder_gives(model: Model) -> None:
+    text, image = model.spec.towers
+    assert (text.name, image.name) == ("text", "image")
+    items = encoder(model).encode_images([picture(0), picture(1)])
+    inputs = image.collate(items)
+    assert inputs["pixel_values"].shape == (2, 3, 8, 8)
+    assert inputs["pixel_values"].dtype == np.float32
+    assert image.cost(items[0]) == 4
+    assert image.collate(image.sample(3, 999))["pixel_values"].shape == (3, 3, 8, 8)
+    assert set(text.collate(encoder(model).encode_texts(["w1"]))) == {"input_ids", "attention_mask"}
 
 
-def test_a_server_of_texts_does_not_import_pillow() -> None:
-    code = "import sys, serving.prove, serving.api.app; sys.exit('PIL' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-def test_golden_outputs_are_read_as_they_were_written() -> None:
+def golden() -> GoldenClip:
     rng = np.random.default_rng(0)
-    golden = GoldenClip(
-        texts=("a", "b"),
-        text_vectors=rng.normal(size=(2, 4)).astype(np.float32),
-        images=(picture(5, 5),),
-        image_vectors=rng.normal(size=(1, 4)).astype(np.float32),
+    return GoldenClip(
+        texts=("a", "b", "c"),
+        text_vectors=rng.normal(size=(3, 4)).astype(np.float32),
+        images=(picture(0), picture(1)),
+        image_vectors=rng.normal(size=(2, 4)).astype(np.float32),
     )
-    again = load_golden(dump_golden(golden))
-    assert (again.texts, again.images) == (golden.texts, golden.images)
-    assert np.array_equal(again.image_vectors, golden.image_vectors)
-    with pytest.raises(ValueError, match="for 2 texts of dimension 5"):
-        load_golden(dump_golden(golden).replace(b'"dimension":4', b'"dimension":5'))
+
+
+def test_golden_captions_and_pictures_survive_their_file() -> None:
+    again = load_golden(dump_golden(golden()))
+    assert (again.texts, again.images) == (golden().texts, golden().images)
+    assert np.array_equal(again.text_vectors, golden().text_vectors)
+    assert np.array_equal(again.image_vectors, golden().image_vectors)
+    assert dump_golden(again) == dump_golden(golden())
+
+
+def test_golden_files_whose_parts_do_not_fit_are_refused_both_ways() -> None:
+    file = json.loads(dump_golden(golden()))
+    with pytest.raises(ValueError, match="12 numbers for 2 texts of dimension 4"):
+        load_golden(json.dumps(file | {"texts": ["a", "b"]}).encode())
+    with pytest.raises(ValueError, match="8 numbers for 1 pictures of dimension 4"):
+        load_golden(json.dumps(file | {"images": file["images"][:1]}).encode())
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\), not \(\(1, 4\), \(2, 4\)\)"):
+        dump_golden(replace(golden(), texts=("a",)))

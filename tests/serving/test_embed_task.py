@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from serving.tasks import spec as spec_file
+from serving.tasks.base import TOWERS
 from serving.tasks.embed import (
+    EmbedSpec,
     Encoder,
     Golden,
     TextTooLong,
@@ -21,6 +26,7 @@ from serving.tasks.embed import (
 )
 from serving.tasks.vectors import BadVectors, check_vectors
 from tests.serving.conftest import DIMENSION, MAX_TOKENS, Tiny
+from tests.serving.tiny_models import embedder, reranker, see_and_read
 
 CLS, SEP = 1, 2
 LONG = " ".join(f"w{n % 96}" for n in range(100))
@@ -101,6 +107,47 @@ def test_spec_and_golden_outputs_survive_their_files(tiny: Tiny) -> None:
     assert again.texts == tiny.golden.texts
     assert np.array_equal(again.vectors, tiny.golden.vectors)
     assert dump_golden(again) == dump_golden(tiny.golden)
+
+
+def test_a_task_file_of_the_first_release_is_still_read() -> None:
+    old = (
+        b'{"dimension":384,"input_names":["input_ids","attention_mask"],"max_tokens":256,"output_name":"embeddings",'
+        b'"pad_token_id":0,"passage_prefix":"","query_prefix":"","release":"0.1.0","served_name":"all-minilm-l6-v2",'
+        b'"shapes":{"max":[32,256],"min":[1,1],"opt":[8,64]},"task":"embed"}'
+    )
+    spec = spec_file.load_spec(old)
+    assert spec == load_spec(old)
+    assert isinstance(spec, EmbedSpec)
+    assert (spec.dimension, spec.shapes.opt, spec.matryoshka_dimensions, spec.int8_range) == (384, (8, 64), (), 0.0)
+
+
+@pytest.mark.parametrize("task", TOWERS)
+def test_the_spec_of_every_task_survives_its_file_and_names_its_towers(task: str, tiny: Tiny) -> None:
+    model = {"embed": lambda: embedder(tiny), "rerank": reranker, "clip": see_and_read}[task]()
+    written = spec_file.dump_spec(model.spec)
+    assert spec_file.load_spec(written) == model.spec
+    assert spec_file.dump_spec(spec_file.load_spec(written)) == written
+    assert (model.spec.task, json.loads(written)["task"]) == (task, task)
+    assert tuple(tower.name for tower in model.spec.towers) == TOWERS[task]
+    for field in ("served_name", "release", "max_tokens", "pad_token_id", "shapes"):
+        assert hasattr(model.spec, field)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "sing"}, "sing"),
+        ({"task": None}, "task"),
+        ({"max_tokens": "32"}, r"\$\.max_tokens"),
+        ({}, "dimension"),
+    ],
+)
+def test_a_task_file_that_is_wrong_names_the_place(tiny: Tiny, change: dict[str, object], words: str) -> None:
+    content = json.loads(dump_spec(tiny.spec)) | change
+    if not change:
+        del content["dimension"]
+    with pytest.raises(msgspec.ValidationError, match=words):
+        spec_file.load_spec(json.dumps(content).encode())
 
 
 def test_golden_outputs_whose_parts_do_not_fit_are_refused() -> None:

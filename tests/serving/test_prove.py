@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,11 @@ from serving.backends.base import Inputs, LoadOptions
 from serving.errors import ProofFailed
 from serving.profile import Precision
 from serving.prove import Infer, ProofReport, prove
+from serving.tasks import clip, rerank
 from serving.tasks.base import ONLY
 from serving.tasks.embed import Golden, dump_golden
 from tests.serving.conftest import Tiny
+from tests.serving.tiny_models import Model, reranker, see_and_read
 
 FP32 = LoadOptions(precision=Precision.FP32, num_threads=1)
 
@@ -70,3 +73,96 @@ def test_golden_outputs_that_are_empty_or_of_another_width_prove_nothing(tiny: T
     broken = replace(tiny.golden, vectors=tiny.golden.vectors * np.float32(np.nan))
     with pytest.raises(ProofFailed, match="lowest cosine nan"):
         prove_tiny(backend.infer, tiny, 0.98, broken)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Model:
+    return reranker()
+
+
+@pytest.fixture(scope="module")
+def sees() -> Model:
+    return see_and_read()
+
+
+def prove_model(model: Model, infer: dict[str, Infer] | None = None, golden: bytes | None = None) -> ProofReport:
+    engines = {tower: model.backend(tower).infer for tower in model.engines}
+    return prove(model.spec, engines | (infer or {}), model.tokenizer, golden or model.proof, 0.98)
+
+
+def damaged(model: Model, tower: str, damage: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> dict[str, Infer]:
+    backend = model.backend(tower)
+    return {tower: lambda inputs: damage(backend.infer(inputs))}
+
+
+def test_a_reranker_is_proved_by_the_correlation_of_its_scores(ranks: Model) -> None:
+    report = prove_model(ranks)
+    assert report.num_items == len(rerank.load_golden(ranks.proof).pairs)
+    assert report.min_cosine == report.mean_cosine == pytest.approx(1)
+    assert report.max_error < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda s: s * 2, "standard deviations off, allowed 0.25"),  # correlation sees neither scale
+        (lambda s: s + 100, "standard deviations off, allowed 0.25"),  # nor offset
+        (lambda s: -s, r"correlation -1\.0000, needs 0\.9800"),
+        (lambda s: s * 0, r"correlation 0\.0000"),
+        (lambda s: s * np.float32(np.nan), "6 of 6 scores are not finite"),
+        (lambda s: np.repeat(s, 2, axis=1), "another model"),
+        (lambda s: s[:1], "another model"),
+    ],
+)
+def test_a_reranker_that_scores_otherwise_is_refused(
+    ranks: Model, damage: Callable[[NDArray[np.float32]], NDArray[np.float32]], words: str
+) -> None:
+    with pytest.raises(ProofFailed, match=words):
+        prove_model(ranks, damaged(ranks, ONLY, damage))
+
+
+def test_one_score_that_is_off_is_named(ranks: Model) -> None:
+    golden = rerank.load_golden(ranks.proof)
+    scores = golden.scores.copy()
+    scores[4] += 0.5 * scores.std()
+    with pytest.raises(ProofFailed, match="pair 4 of 6 scores"):
+        prove_model(ranks, golden=rerank.dump_golden(replace(golden, scores=scores)))
+
+
+def test_scores_none_of_which_is_far_off_must_still_correlate(ranks: Model) -> None:
+    golden = rerank.load_golden(ranks.proof)
+    shaken = golden.scores + np.array([1, -1] * 3, np.float32) * 0.2 * golden.scores.std()
+    file = rerank.dump_golden(replace(golden, scores=shaken))
+    engine = {ONLY: ranks.backend(ONLY).infer}
+    assert prove(ranks.spec, engine, ranks.tokenizer, file, 0.9).max_error == pytest.approx(0.2, abs=0.02)
+    with pytest.raises(ProofFailed, match=r"correlation 0\.9\d+, needs 0\.9990"):
+        prove(ranks.spec, engine, ranks.tokenizer, file, 0.999)
+
+
+@pytest.mark.parametrize("scores", [[1.5] * 6, [np.nan] * 6, [1.0]])
+def test_scores_that_do_not_differ_prove_nothing(ranks: Model, scores: list[float]) -> None:
+    golden = rerank.load_golden(ranks.proof)
+    golden = replace(golden, pairs=golden.pairs[: len(scores)], scores=np.array(scores, np.float32))
+    with pytest.raises(ProofFailed, match=f"{len(scores)} scores that do not differ"):
+        prove_model(ranks, golden=rerank.dump_golden(golden))
+
+
+def test_both_engines_of_a_clip_are_proved(sees: Model) -> None:
+    report = prove_model(sees)
+    assert report.num_items == 4 + 3  # captions and pictures
+    assert report.min_cosine == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("tower", "item"), [(clip.TEXT, r"[0-3]"), (clip.IMAGE, r"[4-6]")])
+def test_a_clip_with_one_wrong_engine_is_refused(sees: Model, tower: str, item: str) -> None:
+    with pytest.raises(ProofFailed, match=rf"lowest cosine -?0\.\d+ \(item {item} of 7"):
+        prove_model(sees, damaged(sees, tower, lambda v: np.roll(v, 1, axis=1)))
+
+
+def test_a_clip_whose_golden_outputs_are_of_one_engine_only_is_refused(sees: Model) -> None:
+    golden = clip.load_golden(sees.proof)
+    without_pictures = replace(golden, images=(), image_vectors=golden.image_vectors[:0])
+    without_texts = replace(golden, texts=(), text_vectors=golden.text_vectors[:0])
+    for part in (without_pictures, without_texts):
+        with pytest.raises(ProofFailed, match="belong to another model"):
+            prove_model(sees, golden=clip.dump_golden(part))

