@@ -40,12 +40,13 @@ demo-clip: $(READY)  ## a small CLIP: trained here on pictures it draws, then th
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-clients.txt
 	@touch $@
 
+# A file's tests share what is dear to make, so one worker runs them all (pytest-xdist 3.8 ignores its own groups under pytest 9.2).
 test: $(READY) .venv-clients/.ready  ## every test that can run on this machine
 	@containers/engine.sh || true
-	ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadgroup
+	ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not docker'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not docker'
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

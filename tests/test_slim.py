@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.docker,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("docker"),
 ]
 MODEL = f"test-slim-{os.getpid()}"
 ANY_USER = tuple(option for option in HARDENED if not option.startswith("--network"))

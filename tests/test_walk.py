@@ -28,7 +28,7 @@ from serving.tasks.embed import load_golden
 from tests.pipelines.conftest import ROOT, texts_json, tiny_model  # noqa: F401  fixtures
 from tests.pipelines.test_image import cache, engine  # noqa: F401  fixtures
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("walk")]
+pytestmark = pytest.mark.slow
 
 MATRIX = """
 schema_version: 1

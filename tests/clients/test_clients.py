@@ -15,7 +15,7 @@ import pytest
 
 from tests.clients.conftest import PYTHON, Served, environ
 
-pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.xdist_group("clients"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(900)]
 Client = Callable[..., Any]
 
 TEXTS = ["open a file and read it", "two eggs and a cup of flour", "the absolute value of a number", "x"]

@@ -14,7 +14,6 @@ from tests.pipelines.test_image import cache, engine, files_of, images
 __all__ = ["cache", "engine", "images"]  # fixtures
 
 pytestmark = [
-    pytest.mark.xdist_group("docker"),
     pytest.mark.docker,
     pytest.mark.slow,
     pytest.mark.timeout(900),

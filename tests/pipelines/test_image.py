@@ -37,7 +37,6 @@ HARDENED = (
     *("--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
     *("--pids-limit=256", "--user=12345:2000"),
 )
-docker = pytest.mark.xdist_group("docker")  # one engine, one base: one worker runs these
 
 
 def dist(folder: Path, rows: tuple[tuple[str, str], ...] = CPU_ROWS + GPU_ROWS, changed: str = "") -> Path:
@@ -377,7 +376,6 @@ def run(result: image.ImageResult, *command: str, options: tuple[str, ...] = ())
     )
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -387,7 +385,6 @@ def test_the_runtimes_are_small_and_share_their_lower_layers(images: dict[str, i
     assert [layer.blob.digest for layer in cpu[:2]] == [layer.blob.digest for layer in rtx[:2]]
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -402,7 +399,6 @@ def test_an_image_runs_as_any_user_with_nothing_writable_and_lists_its_profiles(
     assert "__l40s__fp8__tp1" not in run(images["cpu"], "list-model-profiles").stdout
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -417,7 +413,6 @@ def test_an_image_has_what_the_operator_runs_and_no_tool_to_build_with(images: d
     assert "list-model-profiles" in unknown.stderr
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -426,7 +421,6 @@ def test_no_file_of_an_image_is_setuid_or_writable_by_all(images: dict[str, imag
     assert set(found.stdout.split()) <= {"/tmp", "/var/tmp"}
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -457,7 +451,6 @@ def test_what_the_server_needs_can_be_imported_and_what_tells_on_its_user_is_not
         assert "telemetry" not in done.stderr
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -471,7 +464,6 @@ def test_tensorrt_for_rtx_loads_in_its_image_without_a_gpu(images: dict[str, ima
     assert done.stdout.split()[:1] == ["1.7.1.116"], done.stderr
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -491,7 +483,6 @@ def test_the_engines_build_and_the_hosts_give_one_digest(
     assert by_engine.digest == by_host.digest
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -509,7 +500,6 @@ def test_a_base_by_its_name_in_the_engine_gives_the_layers_of_its_tar(
     assert made.image.layers[0].blob == layer.blob
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -523,7 +513,6 @@ def test_the_engine_has_the_image_under_its_name_and_its_id_is_the_configs_diges
         assert f"sha256:{hashlib.sha256(config).hexdigest()}" == result.image_id
 
 
-@docker
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
