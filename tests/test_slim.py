@@ -202,6 +202,20 @@ def test_certificates_of_a_site_are_taken_up_by_update_ca_certificates(slim: Sli
         " && cat /etc/ssl/certs/ca-certificates.crt"
     )
     mounted = ("--volume", f"{volume}:/model-store:ro")
-    done = run(["docker", "run", "--rm", "--network=none", "--user=0:0", *mounted, slim.image_id, "sh", "-c", script])
+    done = run(
+        [
+            "docker",
+            "run",
+            "--rm",
+            "--no-healthcheck",
+            "--network=none",
+            "--user=0:0",
+            *mounted,
+            slim.image_id,
+            "sh",
+            "-c",
+            script,
+        ]
+    )
     assert done.returncode == 0, done.stderr
     assert authority.read_text().strip() in done.stdout

@@ -229,6 +229,9 @@ def test_the_server_says_which_row_it_serves(served: str) -> None:
 
 # In a container
 
+# The engine runs a health check inside the container as `docker exec` does, which some hosts cannot.
+UNPROBED = (*HARDENED, "--no-healthcheck")
+
 
 @pytest.fixture(scope="module")
 def built_image(walk: Walk, cache: Path, engine: docker_engine.Engine) -> Iterator[str]:  # noqa: F811
@@ -245,7 +248,7 @@ def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 @contextmanager
 def container(image_id: str, *options: str) -> Iterator[tuple[str, str]]:
     """Run as a stranger would: (its URL, its name)."""
-    name = docker("run", "--detach", *HARDENED, "--publish", "127.0.0.1::8000", *options, image_id).stdout.strip()
+    name = docker("run", "--detach", *UNPROBED, "--publish", "127.0.0.1::8000", *options, image_id).stdout.strip()
     try:
         published = docker("port", name, "8000")
         url, deadline = f"http://{published.stdout.split()[0]}", time.monotonic() + 60
@@ -277,7 +280,7 @@ def test_the_image_serves_a_stranger_without_network_rights_or_a_home(
 def test_a_container_without_any_network_becomes_ready(built_image: str) -> None:
     # In one `docker run`, without `docker exec`: on some hosts an engine can start containers and not enter them.
     script = "start-server & for i in $(seq 300); do healthcheck 2>/dev/null && exit 0; sleep 0.1; done; exit 1"
-    done = docker("run", "--rm", *HARDENED, "--network", "none", built_image, "sh", "-c", script, check=False)
+    done = docker("run", "--rm", *UNPROBED, "--network", "none", built_image, "sh", "-c", script, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -30,7 +30,7 @@ def test_the_manifest_pods_log_is_the_manifest_and_nothing_else(images: dict[str
         expected = files_of(result)["opt/nim/etc/default/model_manifest.yaml"]
         name = f"enginery-test-{uuid.uuid4().hex[:12]}"
         running = subprocess.Popen(
-            ["docker", "run", "--rm", "--name", name, *POD, result.image_id, "sh", "-c", EXTRACT],
+            ["docker", "run", "--rm", "--no-healthcheck", "--name", name, *POD, result.image_id, "sh", "-c", EXTRACT],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
@@ -51,7 +51,18 @@ def test_a_cache_job_runs_as_the_operators_user_without_a_home(images: dict[str,
     manifest = files_of(images["cpu"])["opt/nim/etc/default/model_manifest.yaml"]
     ids = [profile.id for profile in match_profiles(read_manifest(manifest.decode()), ModelSpec(), ("Tesla-T4",))]
     environ = ("--env=NIM_CACHE_PATH=/model-store", "--env=HOME=/nonexistent", "--tmpfs=/model-store:uid=1000,gid=2000")
-    command = ["docker", "run", "--rm", *POD, *environ, images["cpu"].image_id, "download-to-cache", "--profiles", *ids]
+    command = [
+        "docker",
+        "run",
+        "--rm",
+        "--no-healthcheck",
+        *POD,
+        *environ,
+        images["cpu"].image_id,
+        "download-to-cache",
+        "--profiles",
+        *ids,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert all(one in done.stdout for one in ids)

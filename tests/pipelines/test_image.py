@@ -36,6 +36,7 @@ GPU_ROWS = (("l40s", "fp16"), ("l4", "fp16"), ("l40s", "fp8"))
 HARDENED = (
     *("--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
     *("--pids-limit=256", "--user=12345:2000"),
+    "--no-healthcheck",  # an engine runs it inside the container as `docker exec` does, which some hosts cannot
 )
 
 
