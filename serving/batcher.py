@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.forming import form
+from serving.tickets import Entry, Ticket, tell
 
 log = logging.getLogger(__name__)
 
@@ -41,35 +40,15 @@ class Draining(Exception):
 class Observer(Protocol):
     """Who wants to know what the batcher does; called from its threads."""
 
-    def queued(self, num_items: int) -> None:
-        """So many items wait now."""
+    def watch_queue(self, num_queued: Callable[[], int]) -> None:
+        """How to ask, at any time, how many items wait."""
 
     def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
         """One batch ran; waited_s holds each item's time in the queue."""
 
 
-@dataclass(kw_only=True, eq=False)
-class _Request(Generic[Item]):
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[NDArray[np.float32]]
-    waiting: deque[_Entry[Item]] = field(default_factory=deque)
-    num_missing: int
-    num_items: int
-    since: float  # time.monotonic()
-    served: int = 0  # the last turn that took an item of it
-    output: NDArray[np.float32] | None = None
-
-
-@dataclass(kw_only=True, eq=False)
-class _Entry(Generic[Item]):
-    request: _Request[Item]
-    row: int
-    item: Item
-    cost: int
-
-
 class Batcher(Generic[Item, Batch]):
-    """Submit items from an event loop; threads cut batches whenever the engine is free. There is no timer.
+    """Submit items from one event loop; threads cut batches whenever the engine is free. There is no timer.
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
     runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
@@ -92,8 +71,12 @@ class Batcher(Generic[Item, Batch]):
         self._prepare, self._run, self._cost = prepare, run, cost
         self._max_items, self._max_cost, self._max_queue = max_batch_items, max_batch_cost, max_queue_items
         self._observer = observer
-        self._changed = threading.Condition()  # its lock is reentrant
-        self._requests: deque[_Request[Item]] = deque()  # with items waiting, oldest first
+        if observer is not None:
+            observer.watch_queue(lambda: self._num_queued)
+        self._lock = threading.RLock()
+        self._may_be_cut = threading.Condition(self._lock)  # a thread with nothing to do waits for it
+        self._engine_free = threading.Condition(self._lock)  # a thread with a prepared batch waits for it
+        self._tickets: deque[Ticket[Item]] = deque()  # with items waiting, oldest first
         self._turn = 0  # batches cut so far
         self._num_queued = self._queued_cost = self._num_unfinished = 0
         self._num_free, self._num_prepared = num_streams, 0
@@ -107,7 +90,7 @@ class Batcher(Generic[Item, Batch]):
 
     def refuse_if_full(self, num_items: int) -> None:
         """Raise QueueFull or Draining if submit would: ask before spending work on the items."""
-        with self._changed:
+        with self._lock:
             if self._draining:
                 raise Draining("the server is shutting down")
             # An idle server takes any request: one that is larger than the queue could never be served otherwise.
@@ -124,45 +107,55 @@ class Batcher(Generic[Item, Batch]):
 
         Cancelling the call takes its items out of the queue.
         """
-        loop = asyncio.get_running_loop()
-        request = _Request[Item](
-            loop=loop, future=loop.create_future(), num_missing=len(items), num_items=len(items), since=time.monotonic()
-        )
-        entries = [_Entry(request=request, row=n, item=item, cost=self._cost(item)) for n, item in enumerate(items)]
-        with self._changed:
+        ticket = Ticket[Item].here()
+        self.put(ticket, items)
+        return await self.answer(ticket)
+
+    def put(self, ticket: Ticket[Item], items: Sequence[Item]) -> None:
+        """Queue a ticket's N >= 1 items, from any thread. Raises QueueFull and Draining."""
+        entries = [Entry(ticket=ticket, row=n, item=item, cost=self._cost(item)) for n, item in enumerate(items)]
+        with self._lock:
+            if ticket.left:
+                return
             self.refuse_if_full(len(items))
-            request.waiting.extend(entries)
-            self._requests.append(request)
+            ticket.queued, ticket.since = True, time.monotonic()
+            ticket.num_items = ticket.num_missing = len(items)
+            ticket.waiting.extend(entries)
+            self._tickets.append(ticket)
             self._count(len(entries), sum(entry.cost for entry in entries))
             self._num_unfinished += 1
-            self._changed.notify_all()
+            if self._may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
+                self._may_be_cut.notify()
+
+    async def answer(self, ticket: Ticket[Item]) -> NDArray[np.float32]:
+        """Wait for a ticket that is queued now or later. Cancelling the call takes its items out of the queue."""
         try:
-            return await request.future
+            return await ticket.future
         finally:
-            with self._changed:
-                self._forget(request)  # nothing is left to forget unless the caller gave up
-                self._num_unfinished -= 1
-                self._changed.notify_all()
+            with self._lock:
+                ticket.left = True
+                self._forget(ticket)  # nothing is left to forget unless the caller gave up
+                self._num_unfinished -= ticket.queued
 
     async def drain(self, deadline_s: float) -> bool:
         """Take no more, finish what was taken, stop the threads. False: the deadline came first and the rest failed."""
-        with self._changed:
+        with self._lock:
             self._draining = True
         deadline = time.monotonic() + deadline_s
         while self._num_unfinished and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         finished = self._num_unfinished == 0
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            for request in list(self._requests):
-                self._fail(request, Draining("the server stopped before this request was run"))
-            self._changed.notify_all()
+            for ticket in list(self._tickets):
+                self._fail(ticket, Draining("the server stopped before this request was run"))
+            self._may_be_cut.notify_all()
         return finished
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._may_cut())
+            with self._lock:
+                self._may_be_cut.wait_for(lambda: self._stopped or self._may_cut())
                 if self._stopped:
                     return
                 entries = self._cut()
@@ -175,89 +168,86 @@ class Batcher(Generic[Item, Batch]):
         full = self._num_queued >= self._max_items or self._queued_cost >= self._max_cost
         return self._num_free > 0 or full
 
-    def _cut(self) -> list[_Entry[Item]]:
+    def _cut(self) -> list[Entry[Item]]:
         """Take the next batch out of the queue."""
         self._turn += 1
         size = WINDOW * self._max_items
-        requests = list(self._requests)
+        tickets = list(self._tickets)
         if self._turn % 2:
-            requests.sort(key=lambda request: request.served)  # stable: the oldest of those served least recently
-        requests = requests[:size]
-        window: list[_Entry[Item]] = []
+            tickets.sort(key=lambda ticket: ticket.served)  # stable: the oldest of those served least recently
+        tickets = tickets[:size]
+        window: list[Entry[Item]] = []
         depth = 0
-        while requests and len(window) < size:  # one item of each request in turn
-            window += [request.waiting[depth] for request in requests]
+        while tickets and len(window) < size:  # one item of each ticket in turn
+            window += [ticket.waiting[depth] for ticket in tickets]
             depth += 1
-            requests = [request for request in requests if len(request.waiting) > depth]
+            tickets = [ticket for ticket in tickets if len(ticket.waiting) > depth]
         costs = [entry.cost for entry in window]
         chosen = [window[n] for n in form(costs, head=0, max_items=self._max_items, max_cost=self._max_cost)]
-        rows: dict[int, tuple[_Request[Item], set[int]]] = {}
+        rows: dict[int, tuple[Ticket[Item], set[int]]] = {}
         for entry in chosen:
-            rows.setdefault(id(entry.request), (entry.request, set()))[1].add(entry.row)
-        for request, taken in rows.values():
-            request.served = self._turn
-            request.waiting = deque(entry for entry in request.waiting if entry.row not in taken)
-        self._requests = deque(request for request in self._requests if request.waiting)
+            rows.setdefault(id(entry.ticket), (entry.ticket, set()))[1].add(entry.row)
+        for ticket, taken in rows.values():
+            ticket.served = self._turn
+            ticket.waiting = deque(entry for entry in ticket.waiting if entry.row not in taken)
+        self._tickets = deque(ticket for ticket in self._tickets if ticket.waiting)
         self._count(-len(chosen), -sum(entry.cost for entry in chosen))
         return chosen
 
-    def _run_batch(self, entries: list[_Entry[Item]]) -> None:
+    def _run_batch(self, entries: list[Entry[Item]]) -> None:
         """Prepare while the engine may still run another batch, wait for it, run, hand out the rows."""
-        started = time.monotonic()
-        seconds, holds_stream = 0.0, False
         try:
-            batch: Batch | None = None
-            error: Exception | None = None
-            try:
-                batch = self._prepare([entry.item for entry in entries])
-            except Exception as caught:
-                error = caught
-            with self._changed:
-                if error is None:
-                    self._changed.wait_for(lambda: self._num_free > 0)
-                    self._num_free -= 1
-                    holds_stream = True
-                self._num_prepared -= 1
-                self._changed.notify_all()
-            if error is not None:
-                raise error
+            batch = self._prepared(entries)
             started = time.monotonic()
-            output = self._run(batch)  # type: ignore[arg-type]  # set whenever there was no error
-            seconds = time.monotonic() - started
+            try:
+                output = self._run(batch)
+            finally:  # before the rows are handed out: the next batch may run meanwhile
+                seconds = time.monotonic() - started
+                self._leave_engine()
             if output.ndim != 2 or len(output) != len(entries):
                 raise ValueError(f"the engine gave {output.shape} for a batch of {len(entries)} items")
         except Exception as error:
             log.exception("a batch of %d items failed", len(entries))
-            with self._changed:
+            with self._lock:
                 for entry in entries:
-                    self._fail(entry.request, error)
+                    self._fail(entry.ticket, error)
         else:
-            self._hand_out(entries, output)
             self._observe(entries, started, seconds)
+            self._hand_out(entries, output)
+
+    def _prepared(self, entries: list[Entry[Item]]) -> Batch:
+        """The batch, when the engine is this thread's to run it."""
+        try:
+            batch = self._prepare([entry.item for entry in entries])
+            with self._lock:
+                self._engine_free.wait_for(lambda: self._num_free > 0)
+                self._num_free -= 1
+            return batch
         finally:
-            if holds_stream:
-                with self._changed:
-                    self._num_free += 1
-                    self._changed.notify_all()
+            with self._lock:
+                self._num_prepared -= 1
+                if self._may_cut():
+                    self._may_be_cut.notify()
 
-    def _hand_out(self, entries: list[_Entry[Item]], output: NDArray[np.float32]) -> None:
-        with self._changed:
-            for entry, row in zip(entries, output, strict=True):
-                request = entry.request
-                if request.output is None:
-                    request.output = np.empty((request.num_items, output.shape[1]), dtype=np.float32)
-                request.output[entry.row] = row
-                request.num_missing -= 1
-                if request.num_missing == 0:
-                    self._settle(request, request.output)
+    def _leave_engine(self) -> None:
+        with self._lock:
+            self._num_free += 1
+            if self._num_prepared:
+                self._engine_free.notify()
+            elif self._may_cut():
+                self._may_be_cut.notify()
 
-    def _observe(self, entries: list[_Entry[Item]], started: float, seconds: float) -> None:
+    def _hand_out(self, entries: list[Entry[Item]], output: NDArray[np.float32]) -> None:
+        with self._lock:
+            tell([e.ticket for n, e in enumerate(entries) if e.ticket.take(e.row, output[n : n + 1])])
+
+    def _observe(self, entries: list[Entry[Item]], started: float, seconds: float) -> None:
         costs = [entry.cost for entry in entries]
         padded = len(entries) * max(costs)
         recent = seconds / max(1, padded)
         self._seconds_per_cost = 0.8 * self._seconds_per_cost + 0.2 * recent if self._seconds_per_cost else recent
         if self._observer is not None:
-            waited = [max(0.0, started - entry.request.since) for entry in entries]
+            waited = [max(0.0, started - entry.ticket.since) for entry in entries]
             self._observer.ran(
                 num_items=len(entries), cost=sum(costs), padded_cost=padded, seconds=seconds, waited_s=waited
             )
@@ -265,31 +255,15 @@ class Batcher(Generic[Item, Batch]):
     def _count(self, num_items: int, cost: int) -> None:
         self._num_queued += num_items
         self._queued_cost += cost
-        if self._observer is not None:
-            self._observer.queued(self._num_queued)
 
-    def _forget(self, request: _Request[Item]) -> None:
-        """Take what a request still has waiting out of the queue."""
-        if request.waiting:
-            self._count(-len(request.waiting), -sum(entry.cost for entry in request.waiting))
-            request.waiting.clear()
-            self._requests.remove(request)
+    def _forget(self, ticket: Ticket[Item]) -> None:
+        """Take what a ticket still has waiting out of the queue."""
+        if ticket.waiting:
+            self._count(-len(ticket.waiting), -sum(entry.cost for entry in ticket.waiting))
+            ticket.waiting.clear()
+            self._tickets.remove(ticket)
 
-    def _fail(self, request: _Request[Item], error: Exception) -> None:
-        self._forget(request)
-        self._settle(request, error)
-
-    def _settle(self, request: _Request[Item], result: NDArray[np.float32] | Exception) -> None:
-        """Give the waiting call its answer, from any thread."""
-
-        def give() -> None:
-            if request.future.done():  # cancelled, or failed by another of its batches
-                return
-            if isinstance(result, Exception):
-                request.future.set_exception(result)
-            else:
-                request.future.set_result(result)
-
-        # A loop that has closed has nobody waiting.
-        with contextlib.suppress(RuntimeError):
-            request.loop.call_soon_threadsafe(give)
+    def _fail(self, ticket: Ticket[Item], error: Exception) -> None:
+        self._forget(ticket)
+        ticket.error = error
+        tell([ticket])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Inputs
 from serving.batcher import Batcher, Observer
+from serving.encoders import EncoderPool
 from serving.tasks.base import Item, Tower
+from serving.tickets import Ticket
 
 Infer = Callable[[Inputs], NDArray[np.float32]]
 
@@ -65,14 +67,40 @@ class Lane:
         """Raise QueueFull or Draining if submit would: ask before spending work on the items."""
         self.batcher.refuse_if_full(num_items)
 
+    async def encode(
+        self, encoders: EncoderPool, work: Callable[[Any], Sequence[Item]], timing: Timing
+    ) -> tuple[Sequence[Item], NDArray[np.float32]]:
+        """Have a thread make N >= 1 items, and run them -> the items, and (N, D) in their order. Adds to timing.
+
+        The thread queues the items itself: a way through the event loop would cost a request as much as its tokens.
+        Raises what the work raises, and what Batcher.submit does.
+        """
+        ticket = Ticket[_Entry].here()
+        items: Sequence[Item] = ()
+
+        def queue(encoder: object) -> None:
+            nonlocal items
+            items = work(encoder)
+            self.batcher.put(ticket, [_Entry(item, timing) for item in items])
+
+        encoders.start(queue, ticket.future)
+        rows = await self._answer(ticket, timing)
+        return items, rows
+
     async def submit(self, items: Sequence[Item], timing: Timing) -> NDArray[np.float32]:
         """N >= 1 items -> (N, D), in their order. Adds to timing. Raises what Batcher.submit does."""
-        started, before = time.monotonic(), timing.engine_s
+        ticket = Ticket[_Entry].here()
+        self.batcher.put(ticket, [_Entry(item, timing) for item in items])
+        return await self._answer(ticket, timing)
+
+    async def _answer(self, ticket: Ticket[_Entry], timing: Timing) -> NDArray[np.float32]:
+        before = timing.engine_s
         try:
-            return await self.batcher.submit([_Entry(item, timing) for item in items])
+            return await self.batcher.answer(ticket)
         finally:
-            waited = time.monotonic() - started - (timing.engine_s - before)
-            timing.queue_s += max(0.0, waited)  # an engine that ran meanwhile for the same request was counted there
+            if ticket.queued:
+                waited = time.monotonic() - ticket.since - (timing.engine_s - before)
+                timing.queue_s += max(0.0, waited)  # an engine that ran meanwhile for the same request counted there
 
     def _prepare(self, entries: list[_Entry]) -> _Batch:
         inputs = self.tower.collate([entry.item for entry in entries], multiple=self._multiple)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -83,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse("431 Request Header Fields Too Large")
             raise ValueError("too large a head")
         super().on_headers_complete()
+        self.cycle.transport = cast(asyncio.Transport, _InOnePiece(self.transport, self.loop))
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():  # else it has been answered
@@ -101,6 +102,37 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode())
             self.transport.close()
+
+
+class _InOnePiece:
+    """A transport that writes an answer's head together with what follows: two writes are two system calls."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head: bytes | None = None  # b"" once it is written
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            self._head = data
+            self._loop.call_soon(self._flush)  # an answer may have no body
+        else:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+
+    def _flush(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
 
 
 class _Server(uvicorn.Server):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -46,6 +46,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.in_flight = Gauge("inflight", "Requests being answered.", registry=registry)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of texts that were answered.", registry=registry)
         self._lanes = _LaneFamilies(registry)
@@ -60,10 +61,14 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer; route is one of the application's own."""
-        self.requests.labels(route, str(status)).inc()
+        known = self._answers.get((route, status))
+        if known is None:  # finding a child by its labels takes longer than counting
+            known = self.requests.labels(route, str(status)), self.latency.labels(route)
+            self._answers[route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
         if status >= 400:
             self.failures.labels(route, str(status)).inc()
-        self.latency.labels(route).observe(seconds)
 
     def lane(self, tower: str) -> LaneMetrics:
         """What a batcher tells of the engine that it feeds."""
@@ -118,8 +123,8 @@ class LaneMetrics:
         self._batch_seconds = families.batch_seconds.labels(tower)
         self._padding = families.padding.labels(tower)
 
-    def queued(self, num_items: int) -> None:
-        self._queue_depth.set(num_items)
+    def watch_queue(self, num_queued: Callable[[], int]) -> None:
+        self._queue_depth.set_function(num_queued)
 
     def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
         self._batch_size.observe(num_items)

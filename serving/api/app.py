@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -56,6 +56,7 @@ ROUTES_OF = {
     "clip": ("/v1/embeddings",),
     "rerank": ("/v1/ranking", "/v1/rerank", "/rerank"),
 }
+WATCH_AFTER_S = 0.02  # an answer that comes sooner is not worth a task that looks whether the client is still there
 UNKNOWN = "other"  # the route's label for every other path: labels must not come from requests
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -98,7 +99,7 @@ class App:
             seconds = time.monotonic() - started
             self.metrics.answered(route, status, seconds)
             self.metrics.prompt_tokens.inc(num_tokens)
-            if route in POSTS or route == UNKNOWN:
+            if (route in POSTS or route == UNKNOWN) and (self.tracing is not None or log.isEnabledFor(logging.INFO)):
                 fields: dict[str, Any] = {
                     "request_id": request_id,
                     "route": route,
@@ -154,9 +155,11 @@ class App:
             raise errors.busy(f"{self.state.in_flight} requests are being answered; try again", 1)
         self.state.in_flight += 1
         try:
-            body = await _read_body(headers, receive, self.limits)
-            call = Call(body=body, state=self.state, limits=self.limits, timing=timing)
-            return await _unless_gone(POSTS[route](call, service), receive, self.limits.request_timeout_s)
+            async with _Deadline(receive, self.limits) as deadline:
+                body = await _read_body(headers, receive, self.limits)
+                deadline.body_is_read()
+                call = Call(body=body, state=self.state, limits=self.limits, timing=timing)
+                return await POSTS[route](call, service)
         finally:
             self.state.in_flight -= 1
 
@@ -174,7 +177,7 @@ def _route(path: str) -> str:
 def _request_id(headers: dict[bytes, bytes]) -> str:
     """The client's if it is harmless, else a new one: it goes into logs and headers."""
     given = headers.get(b"x-request-id", b"")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def _check_media(headers: dict[bytes, bytes]) -> None:
@@ -191,36 +194,61 @@ async def _read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limi
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
         raise errors.too_large(limits.max_body_bytes)
     body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                body += message.get("body", b"")
-                if len(body) > limits.max_body_bytes:
-                    raise errors.too_large(limits.max_body_bytes)
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError as error:
-        raise errors.too_slow() from error
-
-
-async def _unless_gone(work: Awaitable[Response], receive: Receive, timeout_s: float) -> Response:
-    """Await the work; give it up at the deadline, or when the client leaves, which takes its texts from the queue."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_gone(receive))
-    try:
-        done, _ = await asyncio.wait({working, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if working in done:
-            return working.result()
-        if leaving in done:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
             raise ClientGone
-        raise errors.deadline(timeout_s)
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        body += message.get("body", b"")
+        if len(body) > limits.max_body_bytes:
+            raise errors.too_large(limits.max_body_bytes)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+class _Deadline:
+    """Ends a request whose body comes too slowly, whose answer takes too long, or whose client has left.
+
+    A client's leaving takes its texts out of the queue.
+    """
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(limits.body_timeout_s)
+        self._watching: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> _Deadline:
+        await self._timeout.__aenter__()
+        return self
+
+    def body_is_read(self) -> None:
+        """From now on the answer's time runs."""
+        self._timeout.reschedule(self._loop.time() + self._limits.request_timeout_s)
+        self._watching = self._loop.call_later(WATCH_AFTER_S, self._watch)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        gone = self._leaving is not None and self._leaving.done()
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._leaving is not None:
+            self._leaving.remove_done_callback(self._end)
+            self._leaving.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._watching is None:
+                raise errors.too_slow() from None
+            if gone:
+                raise ClientGone from None
+            raise errors.deadline(self._limits.request_timeout_s) from None
+
+    def _watch(self) -> None:
+        self._leaving = self._loop.create_task(_wait_gone(self._receive))
+        self._leaving.add_done_callback(self._end)
+
+    def _end(self, leaving: asyncio.Task[None]) -> None:
+        self._timeout.reschedule(self._loop.time())
 
 
 async def _wait_gone(receive: Receive) -> None:

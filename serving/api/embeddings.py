@@ -17,7 +17,7 @@ from serving.api.requests import ModelName, Truncation, as_list, check_model, ch
 from serving.api.state import Call, Response, Service
 from serving.lanes import Lane, Timing
 from serving.tasks import clip, embed
-from serving.tasks.base import ONLY, Item
+from serving.tasks.base import ONLY
 from serving.tasks.images import BadImage, is_data_uri, parse_data_uri
 from serving.tasks.text import InputType, TextTooLong, TextWithoutTokens, Truncate
 from serving.tasks.vectors import check_vectors, quantize, shorten
@@ -92,11 +92,12 @@ async def _texts(
     lane = service.lanes[ONLY]
     lane.refuse_if_full(len(texts))  # before the work of tokenising
     truncate = request.truncate or "NONE"
-    items: list[Item] = await service.encoders.run(
-        lambda encoder: encoder.encode(texts, truncate=truncate, input_type=input_type)
+    items, vectors = await lane.encode(
+        service.encoders, lambda encoder: encoder.encode(texts, truncate=truncate, input_type=input_type), timing
     )
+    check_vectors(vectors, len(items), lane.tower.dimension)
     num_tokens = sum(item.size for item in items)
-    return await _submit(lane, items, timing), {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return vectors, {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 
 
 async def _mixed(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serving.api.errors import invalid, too_long
 from serving.api.requests import ModelName, Truncation, check_model, check_texts, decode
 from serving.api.state import Call, Response, Service
-from serving.tasks.base import ONLY, Item
+from serving.tasks.base import ONLY
 from serving.tasks.text import TextTooLong, TextWithoutTokens, Truncate
 from serving.tasks.vectors import check_scores
 
@@ -114,14 +114,15 @@ async def _score(
     lane = service.lanes[ONLY]
     lane.refuse_if_full(len(texts))  # before the work of tokenising
     try:
-        items: list[Item] = await service.encoders.run(lambda encoder: encoder.encode(query, texts, truncate=truncate))
+        items, scores = await lane.encode(
+            service.encoders, lambda encoder: encoder.encode(query, texts, truncate=truncate), call.timing
+        )
     except TextTooLong as error:
         raise too_long(error, field, error.index) from error
     except TextWithoutTokens as error:
         raise invalid(
             f"{field} {error.index} holds no token of this model; send some text", field, error.index
         ) from error
-    scores = await lane.submit(items, call.timing)
     check_scores(scores, len(texts))
     return scores[:, 0], sum(item.shape[-1] for item in items)
 

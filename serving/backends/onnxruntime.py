@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ class OnnxRuntime:
         self._session = None
 
 
-def load(engine: bytes, options: LoadOptions) -> OnnxRuntime:
-    """ONNX bytes -> a session on the CPU. Raises BackendError."""
+def load(engine: bytes | Path, options: LoadOptions) -> OnnxRuntime:
+    """ONNX bytes -> a session on the CPU; or a file, whose weights may lie beside it. Raises BackendError."""
     os.environ["ORT_DISABLE_TELEMETRY"] = (
         "1"  # read when it is imported; the call below comes too late to stop all of it
     )

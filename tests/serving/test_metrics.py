@@ -82,9 +82,9 @@ def test_the_process_and_its_interpreter_are_told_of() -> None:
 def test_a_batch_leaves_its_figures_under_its_tower() -> None:
     metrics = Metrics()
     for tower in TOWERS["clip"]:
-        metrics.lane(tower).queued(0)
+        metrics.lane(tower)
     image = metrics.lane("image")
-    image.queued(3)
+    image.watch_queue(lambda: 3)
     image.ran(num_items=4, cost=60, padded_cost=80, seconds=0.2, waited_s=[0.1, 0.1, 0.3, 0.5])
     told = values(metrics.text().decode())
     assert told['queue_depth{tower="image"}'] == 3

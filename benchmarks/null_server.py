@@ -1,0 +1,67 @@
+"""The server with an engine that costs nothing: what is left is what the server itself costs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import uvloop
+from numpy.typing import NDArray
+
+from serving import boot, listen, logs
+from serving.api.state import Limits, Service
+from serving.backends.base import Inputs
+from serving.metrics import Metrics
+from serving.settings import load
+from serving.tasks.spec import Spec
+
+
+class NullEngine:
+    """Answers at once: the same unit vector for every item."""
+
+    name = "null"
+    input_names = ("input_ids", "attention_mask", "token_type_ids")
+
+    def __init__(self, dimension: int) -> None:
+        self._row = np.full(dimension, dimension**-0.5, dtype=np.float32)
+
+    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+        return np.tile(self._row, (len(inputs["input_ids"]), 1))
+
+    def realized_precision(self) -> Mapping[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def main(rootfs: Path, port: int) -> int:
+    """rootfs: dist/<model>/rootfs of an embedding model. Everything but its engine is the server's own."""
+    found = load(
+        {
+            "NIM_HTTP_API_PORT": str(port),
+            "NIM_CPU_ONLY": "1",
+            "ENGINERY_ROOT": str(rootfs / "opt" / "nim"),
+            "NIM_LOG_LEVEL": "WARNING",
+            **os.environ,
+        }
+    )
+    logs.setup(level=found.log_level, as_json=False)
+
+    def null(profile: object, spec: Spec, files: dict[str, bytes], options: object) -> dict[str, NullEngine]:
+        return {tower.name: NullEngine(tower.dimension) for tower in spec.towers}
+
+    boot._load = null  # type: ignore[assignment]
+    boot.prove = lambda *args: type("Report", (), {"min_cosine": 1.0, "num_items": 0})()  # type: ignore[assignment]
+
+    def start(metrics: Metrics, say: Callable[[str], None]) -> Service:
+        return boot.start(found, metrics, say)
+
+    return uvloop.run(listen.serve(listen.bind("127.0.0.1", port), start, Limits()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
