@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from serving import boot, listen, logs
 from serving.api.state import Limits, Service
 from serving.backends.base import Inputs
+from serving.layout import Layout
 from serving.metrics import Metrics
 from serving.settings import load
 from serving.tasks.spec import Spec
@@ -51,10 +52,11 @@ def main(rootfs: Path, port: int) -> int:
     )
     logs.setup(level=found.log_level, as_json=False)
 
-    def null(profile: object, spec: Spec, files: dict[str, bytes], options: object) -> dict[str, NullEngine]:
-        return {tower.name: NullEngine(tower.dimension) for tower in spec.towers}
+    def null(profile: object, spec: Spec, *rest: object) -> tuple[dict[str, NullEngine], Layout]:
+        engines = {tower.name: NullEngine(tower.dimension) for tower in spec.towers}
+        return engines, Layout(num_streams=1, num_threads=1)
 
-    boot._load = null  # type: ignore[assignment]
+    boot.load_engines = null  # type: ignore[assignment]
     boot.prove = lambda *args: type("Report", (), {"min_cosine": 1.0, "num_items": 0})()  # type: ignore[assignment]
 
     def start(metrics: Metrics, say: Callable[[str], None]) -> Service:

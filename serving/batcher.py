@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
+MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
 WINDOW = 4  # batches' worth of items among which similar lengths are looked for
 
 
@@ -52,8 +53,8 @@ class Batcher(Generic[Item, Batch]):
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
     runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
-    Every second batch starts from the oldest request and every other from the next in turn: a large request neither
-    starves nor blocks small ones.
+    Half of the engine's time goes to batches that start from the oldest request, half to those that start from the one
+    served least recently: a large request neither starves nor blocks small ones.
     """
 
     def __init__(
@@ -62,13 +63,15 @@ class Batcher(Generic[Item, Batch]):
         prepare: Callable[[list[Item]], Batch],
         run: Callable[[Batch], NDArray[np.float32]],
         cost: Callable[[Item], int],
+        size: Callable[[Item], int] | None = None,
         max_batch_items: int,
         max_batch_cost: int,
         max_queue_items: int,
         num_streams: int = 1,
         observer: Observer | None = None,
     ) -> None:
-        self._prepare, self._run, self._cost = prepare, run, cost
+        """cost: of an item in a batch of its own, which may be rounded up. size: of it what is not padding."""
+        self._prepare, self._run, self._cost, self._size = prepare, run, cost, size or cost
         self._max_items, self._max_cost, self._max_queue = max_batch_items, max_batch_cost, max_queue_items
         self._observer = observer
         if observer is not None:
@@ -78,6 +81,7 @@ class Batcher(Generic[Item, Batch]):
         self._engine_free = threading.Condition(self._lock)  # a thread with a prepared batch waits for it
         self._tickets: deque[Ticket[Item]] = deque()  # with items waiting, oldest first
         self._turn = 0  # batches cut so far
+        self._spent = {"oldest": 0, "next": 0}  # the cost of batches that began with the oldest, and with the next
         self._num_queued = self._queued_cost = self._num_unfinished = 0
         self._num_free, self._num_prepared = num_streams, 0
         self._seconds_per_cost = 0.0
@@ -173,7 +177,8 @@ class Batcher(Generic[Item, Batch]):
         self._turn += 1
         size = WINDOW * self._max_items
         tickets = list(self._tickets)
-        if self._turn % 2:
+        head = min(self._spent, key=self._spent.__getitem__)
+        if head == "next":
             tickets.sort(key=lambda ticket: ticket.served)  # stable: the oldest of those served least recently
         tickets = tickets[:size]
         window: list[Entry[Item]] = []
@@ -183,7 +188,11 @@ class Batcher(Generic[Item, Batch]):
             depth += 1
             tickets = [ticket for ticket in tickets if len(ticket.waiting) > depth]
         costs = [entry.cost for entry in window]
-        chosen = [window[n] for n in form(costs, head=0, max_items=self._max_items, max_cost=self._max_cost)]
+        # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
+        share = -(-self._queued_cost // max(1, self._num_free))
+        max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
+        chosen = [window[n] for n in form(costs, head=0, max_items=self._max_items, max_cost=max_cost)]
+        self._spent[head] += len(chosen) * max(entry.cost for entry in chosen)
         rows: dict[int, tuple[Ticket[Item], set[int]]] = {}
         for entry in chosen:
             rows.setdefault(id(entry.ticket), (entry.ticket, set()))[1].add(entry.row)
@@ -248,9 +257,8 @@ class Batcher(Generic[Item, Batch]):
         self._seconds_per_cost = 0.8 * self._seconds_per_cost + 0.2 * recent if self._seconds_per_cost else recent
         if self._observer is not None:
             waited = [max(0.0, started - entry.ticket.since) for entry in entries]
-            self._observer.ran(
-                num_items=len(entries), cost=sum(costs), padded_cost=padded, seconds=seconds, waited_s=waited
-            )
+            sizes = sum(self._size(entry.item) for entry in entries)
+            self._observer.ran(num_items=len(entries), cost=sizes, padded_cost=padded, seconds=seconds, waited_s=waited)
 
     def _count(self, num_items: int, cost: int) -> None:
         self._num_queued += num_items

@@ -8,28 +8,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving import backends, cache, hardware, manifest, select
+from serving import cache, hardware, manifest, select
 from serving.api.state import Service
 from serving.backends.base import Backend, LoadOptions
 from serving.encoders import EncoderPool
+from serving.engines import load_engines
 from serving.errors import BackendError, NoProfile, ServingError
 from serving.lanes import Lane
+from serving.layout import Layout
 from serving.listing import startup_lines
 from serving.metrics import Metrics
 from serving.profile import Machine, Precision, Profile
 from serving.prove import prove
 from serving.settings import Settings
-from serving.tasks.base import Tower, file_stem
+from serving.tasks.base import Tower
 from serving.tasks.spec import Spec, load_spec
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".plan", ".blob", ".onnx")
 # More tokens in one batch make nothing faster, only later: a CPU is busy with few, a GPU wants more.
-MAX_BATCH_TOKENS_CPU, MAX_BATCH_TOKENS_GPU = 4096, 16384
-# OpenVINO prepares its kernels anew for each shape: rounding T up takes a quarter off the time per token of mixed
+MAX_BATCH_TOKENS_CPU, MAX_BATCH_TOKENS_GPU = 1024, 16384
+# OpenVINO prepares its kernels anew for each shape: rounding T up takes a little off the time per token of mixed
 # batches. ONNX Runtime only loses by it.
-WIDTH_MULTIPLES = {"openvino": 16}
+WIDTH_MULTIPLES = {"openvino": 4}
 
 
 def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], machine: Machine | None = None) -> Service:
@@ -115,15 +116,14 @@ def _service(
     spec, tokenizer = load_spec(files["task.json"]), files["tokenizer.json"]
     if spec.max_tokens > spec.shapes.max[1]:
         raise BackendError(f"texts may have {spec.max_tokens} tokens, the engine takes {spec.shapes.max[1]}")
-    with phase("load"):
-        options = LoadOptions(
-            cpu_isa=profile.tags.get("cpu_isa") or None,
-            precision=profile.precision,
-            num_threads=settings.num_threads or machine.num_cpus,
-            device_index=_cuda_index(machine, gpus),
-            cache_dir=_kernel_cache(settings.cache_path),
-        )
-        engines = _load(profile, spec, files, options)
+    options = LoadOptions(
+        cpu_isa=profile.tags.get("cpu_isa") or None,
+        precision=profile.precision,
+        num_threads=settings.num_threads or machine.num_cpus,
+        device_index=_cuda_index(machine, gpus),
+        cache_dir=_kernel_cache(settings.cache_path),
+    )
+    engines, layout = load_engines(profile, spec, files, options, settings, phase)
     try:
         with phase("prove"):
             infer = {tower: engine.infer for tower, engine in engines.items()}
@@ -148,7 +148,8 @@ def _service(
         manifest_text=settings.manifest_path.read_text("utf-8"),
         encoders=EncoderPool(tokenizer, spec, settings.num_tokenizers or max(1, min(4, machine.num_cpus // 2))),
         lanes={
-            tower.name: _lane(tower, engines[tower.name], settings, metrics, on_gpu=on_gpu) for tower in spec.towers
+            tower.name: _lane(tower, engines[tower.name], layout, settings, metrics, on_gpu=on_gpu)
+            for tower in spec.towers
         },
         created=int(time.time()),
         license_file=settings.root / "LICENSE",
@@ -156,29 +157,7 @@ def _service(
     )
 
 
-def _load(profile: Profile, spec: Spec, files: dict[str, bytes], options: LoadOptions) -> dict[str, Backend]:
-    """Every tower's engine. The bytes are let go as they are loaded."""
-    names: dict[str, str | None] = {}
-    for tower in spec.towers:
-        known = (file_stem(tower.name) + ending for ending in ENDINGS)
-        names[tower.name] = next((name for name in known if name in files), None)
-    lacking = [file_stem(tower) for tower, name in names.items() if name is None]
-    if lacking:
-        wanted = ", ".join(" or ".join(stem + ending for ending in ENDINGS) for stem in lacking)
-        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {wanted}")
-    engines: dict[str, Backend] = {}
-    try:
-        for tower_name, name in names.items():
-            assert name is not None  # refused above
-            engines[tower_name] = backends.load(profile.backend, files.pop(name), options)
-    except Exception:
-        for engine in engines.values():
-            engine.close()
-        raise
-    return engines
-
-
-def _lane(tower: Tower, engine: Backend, settings: Settings, metrics: Metrics, *, on_gpu: bool) -> Lane:
+def _lane(tower: Tower, engine: Backend, layout: Layout, settings: Settings, metrics: Metrics, *, on_gpu: bool) -> Lane:
     return Lane(
         tower=tower,
         infer=engine.infer,
@@ -186,6 +165,7 @@ def _lane(tower: Tower, engine: Backend, settings: Settings, metrics: Metrics, *
         max_batch_items=settings.max_batch_size or tower.max_batch,
         max_batch_cost=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
         max_queue_items=settings.max_queue_size,
+        num_streams=layout.num_streams,
         observer=metrics.lane(tower.name),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_PADDING = 0.25  # of a batch's padded cost; above it, two batches are cheaper than one
+MAX_PADDING = 0.15  # of a batch's padded cost; above it, two batches are cheaper than one
 
 
 def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int) -> list[int]:

@@ -48,18 +48,21 @@ class Lane:
         max_batch_items: int,
         max_batch_cost: int,
         max_queue_items: int,
+        num_streams: int = 1,
         multiple: int = 1,
         observer: Observer | None = None,
     ) -> None:
         """multiple: see Tower.collate. max_batch_items: no more than the tower takes are put together anyhow."""
-        self.tower, self._infer, self._multiple = tower, infer, multiple
+        self.tower, self.num_streams, self._infer, self._multiple = tower, num_streams, infer, multiple
         self.batcher = Batcher[_Entry, _Batch](
             prepare=self._prepare,
             run=self._run,
             cost=lambda entry: tower.cost(entry.item, multiple=multiple),
+            size=lambda entry: tower.cost(entry.item),
             max_batch_items=min(max_batch_items, tower.max_batch),
             max_batch_cost=max_batch_cost,
             max_queue_items=max_queue_items,
+            num_streams=num_streams,
             observer=observer,
         )
 

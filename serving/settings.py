@@ -28,6 +28,7 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 SslMode = Literal["DISABLED", "TLS", "MTLS"]
 BODY_NAMES = ("NIM_MAX_BODY_BYTES", "NIM_SERVER_HTTP_BODY_LIMIT_BYTES")
 PORT_NAMES = ("NIM_HTTP_API_PORT", "NIM_SERVER_PORT")
+PerformanceMode = Literal["balanced", "latency", "throughput"]
 TracesExporter = Literal["otlp", "console", "none"]
 
 
@@ -53,6 +54,8 @@ class Settings:
     log_json: bool = False  # NIM_JSONL_LOGGING, NIM_LOGGING_JSONL
     num_tokenizers: int = 0  # NIM_NUM_TOKENIZERS: threads; 0: from the cores
     num_threads: int = 0  # ENGINERY_NUM_THREADS: CPU threads of the engine; 0: from the cores
+    num_streams: int = 0  # NIM_ENGINE_COUNT, NIM_NUM_MODEL_INSTANCES: batches at once on a CPU; 0: measured
+    performance_mode: PerformanceMode = "balanced"  # NIM_PERFORMANCE_MODE, NIM_TRITON_PERFORMANCE_MODE
     max_queue_size: int = 1024  # NIM_MAX_QUEUE_SIZE: items waiting; the next request is turned away
     request_timeout_s: float = 60.0  # NIM_REQUEST_TIMEOUT_S
     max_body_bytes: int = 32 * 1024 * 1024  # NIM_MAX_BODY_BYTES
@@ -101,6 +104,11 @@ def load(environ: Mapping[str, str]) -> Settings:
         or read.word("pretty", ("pretty", "compact", "json"), "LOG_FORMAT") == "json",
         num_tokenizers=read.integer(default.num_tokenizers, 0, 1024, "NIM_NUM_TOKENIZERS"),
         num_threads=read.integer(default.num_threads, 0, 1024, "ENGINERY_NUM_THREADS"),
+        num_streams=read.integer(default.num_streams, 0, 1024, "NIM_ENGINE_COUNT", "NIM_NUM_MODEL_INSTANCES"),
+        performance_mode=cast(
+            PerformanceMode,
+            read.word("balanced", get_args(PerformanceMode), "NIM_PERFORMANCE_MODE", "NIM_TRITON_PERFORMANCE_MODE"),
+        ),
         max_queue_size=read.integer(default.max_queue_size, 1, 1_000_000, "NIM_MAX_QUEUE_SIZE"),
         request_timeout_s=read.seconds(default.request_timeout_s, "NIM_REQUEST_TIMEOUT_S"),
         max_body_bytes=read.integer(default.max_body_bytes, 1024, 2**31, *BODY_NAMES),
@@ -180,9 +188,9 @@ class _Reader:
             self.problems.append(f"{name} holds a login, which would be shown; use ENGINERY_REPOSITORY_TOKEN or AWS_*")
         return value or None
 
-    def word(self, default: str, words: tuple[str, ...], name: str) -> str:
+    def word(self, default: str, words: tuple[str, ...], *names: str) -> str:
         """One of some words, in any case."""
-        value = self.text(name)
+        name, value = self._named(names)
         found = {word.lower(): word for word in words}.get(value.lower() or default.lower())
         if found is None:
             self.problems.append(f"{name}={value!r} is not one of {', '.join(words)}")

@@ -58,7 +58,8 @@ def load(engine: bytes | Path, options: LoadOptions) -> OnnxRuntime:
     config = onnxruntime.SessionOptions()
     config.log_severity_level = 3
     config.inter_op_num_threads = 1
-    config.intra_op_num_threads = options.num_threads
+    # A session runs as many batches at once as it is asked to: each on its caller's thread and on these, less one.
+    config.intra_op_num_threads = -(-options.num_threads // options.num_streams)
     # Spinning workers take the cores from tokenizers and the event loop between two batches.
     config.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if options.precision is Precision.FP8:

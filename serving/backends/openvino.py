@@ -77,7 +77,7 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
         runs = ", ".join(HINTS)
         raise BackendError(f"OpenVINO runs {runs} on a CPU, not {options.precision}; choose another profile")
     openvino = import_openvino(options.cpu_isa)
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": options.num_streams}
     if options.num_threads:
         config["INFERENCE_NUM_THREADS"] = options.num_threads
     try:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serving.batcher import Batcher, Draining, QueueFull
 from serving.forming import MAX_PADDING, form
+from serving.tickets import Ticket
 
 Vectors = NDArray[np.float32]
 
@@ -258,3 +259,60 @@ async def test_a_drain_deadline_fails_what_is_still_waiting() -> None:
     with pytest.raises(Draining):
         await task
     engine.open.set()
+
+
+async def test_what_waits_is_shared_by_the_streams_that_are_free() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = Batcher(
+        prepare=list,
+        run=engine.run,
+        cost=lambda item: item[1],
+        max_batch_items=8,
+        max_batch_cost=100,
+        max_queue_items=99,
+        num_streams=2,
+    )
+    task = asyncio.create_task(batcher.submit([(n, 10) for n in range(8)]))
+    await until(lambda: engine.running == 2)
+    assert sorted(len(batch) for batch in engine.batches) == [4, 4]
+    engine.open.set()
+    assert (await task)[:, 0].tolist() == list(range(8))
+    await batcher.drain(5)
+
+
+async def test_what_is_told_of_a_batch_counts_rounding_up_as_padding() -> None:
+    told: list[tuple[int, int]] = []
+
+    class Told(Seen):
+        def ran(
+            self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]
+        ) -> None:
+            told.append((cost, padded_cost))
+
+    batcher = Batcher(
+        prepare=list,
+        run=Engine().run,
+        cost=lambda item: -(-item[1] // 8) * 8,
+        size=lambda item: item[1],
+        max_batch_items=8,
+        max_batch_cost=100,
+        max_queue_items=99,
+        observer=Told(),
+    )
+    await batcher.submit([(0, 9), (1, 12)])
+    assert told == [(21, 32)]
+    await batcher.drain(5)
+
+
+async def test_a_ticket_that_was_left_before_its_items_came_is_never_queued() -> None:
+    engine = Engine()
+    batcher = make(engine)
+    ticket = Ticket[tuple[int, int]].here()
+    waiting = asyncio.create_task(batcher.answer(ticket))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    batcher.put(ticket, [(1, 5)])
+    assert await batcher.drain(5)
+    assert engine.batches == []

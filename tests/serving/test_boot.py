@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import boot, hardware, manifest
+from serving import backends, boot, hardware, manifest
 from serving.api.state import Service
 from serving.backends.onnxruntime import OnnxRuntime
 from serving.errors import BackendError, CacheError, NoProfile, ProofFailed, ServingError
@@ -71,7 +71,8 @@ def test_the_best_profile_serves_and_its_choice_is_told_in_nims_words(
     for words in ("Detected 2 compatible profile(s).", f"Selected profile: {service.profile.id} ({FIRST})"):
         assert words in caplog.text
     assert "Profile metadata: backend: openvino" in caplog.text
-    assert phases == [f"loading: {name}" for name in ("manifest", "hardware", "fetch", "load", "prove", "warm-up")]
+    names = ("manifest", "hardware", "fetch", "load", "layout", "prove", "warm-up")
+    assert phases == [f"loading: {name}" for name in names]
     text = metrics.text().decode()
     assert f'row="{FIRST}"' in text
     assert 'load_phase_seconds{phase="prove"}' in text
@@ -164,10 +165,23 @@ def test_bytes_that_do_not_hash_right_never_reach_a_backend(
 ) -> None:
     flip_a_byte(root, other)
     seen: list[str] = []
-    real = boot.backends.load
-    monkeypatch.setattr(boot.backends, "load", lambda name, *rest: seen.append(name) or real(name, *rest))
+    real = backends.load
+    monkeypatch.setattr(backends, "load", lambda name, *rest: seen.append(name) or real(name, *rest))
     start(root)
-    assert seen == ["onnxruntime"]
+    assert set(seen) == {"onnxruntime"}
+
+
+def test_a_layout_that_was_measured_is_not_measured_again(root: Path, tmp_path: Path) -> None:
+    phases: list[str] = []
+    cached = replace(settings(root), cache_path=tmp_path / "cache", num_threads=2)
+    for _ in range(2):
+        boot.start(cached, Metrics(), phases.append, MACHINE)
+    assert phases.count("loading: load") == 2
+    assert phases.count("loading: layout") == 1
+    for mode, wanted in ({"performance_mode": "latency"}, 1), ({"num_streams": 2}, 2):
+        service = boot.start(replace(cached, **mode), Metrics(), phases.append, MACHINE)  # type: ignore[arg-type]
+        assert service.lanes["model"].num_streams == wanted
+    assert phases.count("loading: layout") == 1
 
 
 def test_when_every_profile_fails_each_reason_is_listed(root: Path, other: Tiny) -> None:

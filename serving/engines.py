@@ -1,0 +1,144 @@
+"""Load a profile's engines, one for each tower, with the layout that suits this machine's cores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from serving import backends, layout
+from serving.backends.base import Backend, LoadOptions
+from serving.errors import BackendError
+from serving.layout import Layout
+from serving.profile import Profile
+from serving.select import GPU_BACKENDS
+from serving.settings import Settings
+from serving.tasks.base import Tower, file_stem
+from serving.tasks.spec import Spec
+
+ENDINGS = (".plan", ".blob", ".onnx")
+# Of the threads that compute on a CPU: the event loop then gets a core when it has something to do, and does not wait
+# for a batch.
+NICE = 5
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+def load_engines(
+    profile: Profile, spec: Spec, files: dict[str, bytes], options: LoadOptions, settings: Settings, phase: Phase
+) -> tuple[dict[str, Backend], Layout]:
+    """Every tower's engine, and the layout they share. The engines' bytes are let go. Raises BackendError."""
+    names = _names(spec, files)
+    if profile.backend in GPU_BACKENDS:
+        with phase("load"):
+            one = Layout(num_streams=1, num_threads=options.num_threads)
+            return _load_all(profile.backend, {t: files.pop(n) for t, n in names.items()}, options), one
+    remembered = _remembered_in(options.cache_dir, profile, options.num_threads)
+    known = _wanted(settings, options.num_threads) or layout.recall(remembered, options.num_threads)
+    data = {tower: files.pop(name) for tower, name in names.items()}
+    with phase("load"):
+        engines = _load_all(profile.backend, data, _with(options, known))
+    if known is not None:
+        return engines, known
+    with phase("layout"):  # of the tower that has most to compute; the others follow it
+        main = max(spec.towers, key=lambda tower: len(data[tower.name]))
+        slowdown = float("inf") if settings.performance_mode == "throughput" else layout.MAX_SLOWDOWN
+        chosen, engine = layout.choose(
+            engines.pop(main.name),
+            lambda other: _in_background(
+                lambda: backends.load(profile.backend, data[main.name], _with(options, other))
+            ),
+            main,
+            options.num_threads,
+            slowdown,
+        )
+        if chosen.num_streams > 1:
+            for tower in tuple(engines):
+                engines.pop(tower).close()
+            others = {tower: content for tower, content in data.items() if tower != main.name}
+            engines = _load_all(profile.backend, others, _with(options, chosen))
+        engines[main.name] = engine
+        layout.remember(remembered, chosen)
+    return engines, chosen
+
+
+def _names(spec: Spec, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Tower -> its engine's file. Raises BackendError."""
+    found: dict[str, str] = {}
+    lacking: list[Tower] = []
+    for tower in spec.towers:
+        known = (file_stem(tower.name) + ending for ending in ENDINGS)
+        name = next((name for name in known if name in files), None)
+        if name is None:
+            lacking.append(tower)
+        else:
+            found[tower.name] = name
+    if lacking:
+        wanted = ", ".join(" or ".join(file_stem(tower.name) + ending for ending in ENDINGS) for tower in lacking)
+        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {wanted}")
+    return found
+
+
+def _load_all(backend: str, data: Mapping[str, bytes], options: LoadOptions) -> dict[str, Backend]:
+    engines: dict[str, Backend] = {}
+    try:
+        for tower, content in data.items():
+            engines[tower] = _in_background(lambda content=content: backends.load(backend, content, options))  # type: ignore[misc]
+    except Exception:
+        for engine in engines.values():
+            engine.close()
+        raise
+    return engines
+
+
+def _in_background(load: Callable[[], Backend]) -> Backend:
+    """Load in a thread of low priority, which the threads that it starts inherit."""
+    result: list[Backend] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if hasattr(os, "setpriority"):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            result.append(load())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="engine-loader")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _wanted(settings: Settings, num_threads: int) -> Layout | None:
+    """What a person has decided."""
+    if settings.num_streams:
+        return Layout(num_streams=min(settings.num_streams, num_threads), num_threads=num_threads)
+    return Layout(num_streams=1, num_threads=num_threads) if settings.performance_mode == "latency" else None
+
+
+def _with(options: LoadOptions, chosen: Layout | None) -> LoadOptions:
+    return options if chosen is None else replace(options, num_streams=chosen.num_streams)
+
+
+def _remembered_in(cache_dir: Path | None, profile: Profile, num_threads: int) -> Path | None:
+    """By engine, CPU and threads: what one machine measured says nothing of another that shares the cache."""
+    if cache_dir is None:
+        return None
+    checksums = sorted(file.checksum for file in profile.files)
+    key = "|".join([profile.backend, *checksums, str(num_threads), _cpu_model()])
+    return cache_dir / "layouts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
