@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo demo-rerank demo-clip test test-fast lint format bench ui clean
+.PHONY: help demo demo-rerank demo-clip test test-fast lint format bench bench-short ui clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -58,11 +58,20 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the CPU profiles side by side on this machine
-	$(BIN)/python benchmarks/profiles.py
+# The peer's dependencies and the factory's do not agree either.
+.venv-peer/.ready: requirements-peer.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-peer.txt
+	@touch $@
+
+bench: $(READY) .venv-peer/.ready  ## this server, Infinity and the engine alone, side by side: half an hour, a report
+	$(BIN)/python -m benchmarks.side_by_side
+
+bench-short: $(READY) .venv-peer/.ready  ## the same with few loads: five minutes
+	$(BIN)/python -m benchmarks.side_by_side --short --output .bench/results
 
 ui: $(READY)  ## the Dagster UI on this machine
 	$(BIN)/enginery ui
 
 clean:  ## everything that a build made, but for the virtual environment
-	rm -rf dist .store .store-tests .dagster build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf dist .store .store-tests .bench .dagster build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import sources
+from pipelines import exporter, external_data, sources
 from pipelines.errors import ExportError
 from pipelines.exporter import OPSET
 from pipelines.recipes import RECIPES
@@ -36,12 +36,12 @@ def run(request: StageRequest) -> StageResult:
         for model in models.values():
             canonicalize(model)
         facts = recipe.write_files(models, folder, params, texts, request.output_dir)
+        num_nodes = sum(len(model.graph.node) for model in models.values())
+        written = [request.output_dir / name for name in FILES]
         for tower, model in models.items():
-            _write(model, request.output_dir / suffixed("model.onnx", tower))
-    names = (*(suffixed("model.onnx", tower) for tower in models), *FILES)
-    num_nodes = sum(len(model.graph.node) for model in models.values())
+            written += _write(model, request.output_dir / suffixed("model.onnx", tower), scratch)
     return StageResult(
-        outputs={name: request.output_dir / name for name in names},
+        outputs={path.name: path for path in written},
         facts={**facts, "num_nodes": num_nodes, "opset": OPSET},
     )
 
@@ -65,11 +65,18 @@ def canonicalize(model: Any) -> None:
     for node in graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    onnx.checker.check_model(model)
+    if not external_data.is_light(model):  # such a one is checked as a file, with its weights
+        onnx.checker.check_model(model)
 
 
-def _write(model: Any, path: Path) -> None:
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def _write(model: Any, path: Path, scratch: Path) -> list[Path]:
+    import onnx
+
+    is_light, beside = external_data.is_light(model), external_data.size_of(model) > exporter.MAX_MODEL_BYTES
+    files = external_data.write(model, path, scratch, beside=beside)
+    if is_light or beside:
+        onnx.checker.check_model(path)
+    return files
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines.external_data import SUFFIX
 from pipelines.graph import Graph, Ref, Step
 from pipelines.stage import VERSIONS
 from pipelines.store import Blob, Record, Store, step_key
@@ -30,13 +31,24 @@ def ingredients(step: Step, inputs: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def inputs_of(step: Step, output: Callable[[Ref], Blob | None]) -> dict[str, Blob]:
+    """A step's inputs as they are now. An ONNX file that keeps its weights beside it brings them along.
+
+    output: what an output of another step is now; None where it is not built, or where that step made none.
+    """
+    found = {name: output(ref) for name, ref in step.inputs.items()}
+    for name, ref in step.inputs.items():
+        found[name + SUFFIX] = output(replace(ref, output=ref.output + SUFFIX))
+    return {name: blob for name, blob in found.items() if blob is not None}
+
+
 def state_of(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> State:
-    """Whether a step can be reused, given what its inputs are now (None: not built yet)."""
-    blobs = {name: output(ref) for name, ref in step.inputs.items()}
-    waiting = dict.fromkeys(step.inputs[name].step for name, blob in blobs.items() if blob is None)
+    """Whether a step can be reused, given what its inputs are now (see inputs_of)."""
+    blobs = inputs_of(step, output)
+    waiting = dict.fromkeys(ref.step for name, ref in step.inputs.items() if name not in blobs)
     if waiting:
         return State(why=tuple(f"{step_id} is built first" for step_id in waiting))
-    made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items() if blob is not None})
+    made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
     record = store.record(step_key(made_of))
     if record is not None:
         return State(record=record)
@@ -67,7 +79,7 @@ def states(graph: Graph, store: Store) -> dict[str, State]:
 
     def output(ref: Ref) -> Blob | None:
         record = found[ref.step].record
-        return record.outputs[ref.output] if record else None
+        return record.outputs.get(ref.output) if record else None
 
     for step in graph.steps.values():
         found[step.id] = state_of(step, store, output)

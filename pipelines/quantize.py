@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from pipelines import casts, external_data, fp8
 from pipelines.errors import QuantizeError
 from pipelines.recipes import RECIPES
 from pipelines.stage import StageRequest, StageResult
@@ -26,6 +28,8 @@ from serving.tasks.base import ONLY, TOWERS, suffixed
 CALIBRATION_METHODS = {Precision.FP8: "max", Precision.INT8: "entropy"}
 QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
 PRODUCTS = ("MatMul", "Gemm", "Conv")
+
+Made = tuple[Any, external_data.Content | None]  # an onnx.ModelProto, and what the bytes of a light one's weights are
 
 
 def run(request: StageRequest) -> StageResult:
@@ -39,48 +43,59 @@ def run(request: StageRequest) -> StageResult:
     for tower in TOWERS[request.params["task"]]:
         name = suffixed("model.onnx", tower)
         batches = _calibration(request, tower) if precision in CALIBRATION_METHODS else []
-        outputs[name], found = _typed(request, name, precision, make, batches)
+        files, found = _typed(request, name, precision, make, batches)
+        outputs |= {path.name: path for path in files}
         facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in found.items()}
     return StageResult(outputs=outputs, facts=facts)
 
 
 def _typed(
     request: StageRequest, name: str, precision: Precision, make: Maker, batches: list[Inputs]
-) -> tuple[Path, dict[str, Any]]:
-    """One ONNX in the precision, and facts about it."""
+) -> tuple[list[Path], dict[str, Any]]:
+    """One ONNX in the precision, its weights beside it where the source's are, and facts about it."""
+    beside = name + external_data.SUFFIX in request.inputs
     with _scratch(request.output_dir) as scratch, _captured() as log:
         try:
-            model = make(request.inputs[name], precision, batches, scratch)
+            source = external_data.at_hand(request.inputs, name, scratch)
+            model, content = make(source, precision, batches, scratch)
+            scrub(model)
+            files = external_data.write(model, request.output_dir / name, scratch, beside=beside, content=content)
+        except QuantizeError:
+            raise
         except Exception as error:  # modelopt, onnx and ONNX Runtime raise whatever they like
             told = "\n".join(f"  {line}" for line in log.getvalue().splitlines()[-15:])
             raise QuantizeError(
                 f"Model Optimizer could not make {precision}: {type(error).__name__}: {error}\n{told}"
             ) from error
-    scrub(model)
-    data = model.SerializeToString(deterministic=True)
-    if str(request.output_dir).encode() in data:
+    if _mentions(files[0], str(request.output_dir)):
         raise QuantizeError("Model Optimizer wrote this build's folder into the ONNX: its bytes would differ elsewhere")
-    path = request.output_dir / name
-    path.write_bytes(data)
     facts = describe(model)
     if precision in CALIBRATION_METHODS and not facts["num_quantized_products"]:
         raise QuantizeError(f"{precision}: no matrix product of this model was quantized; build it in fp16 instead")
-    return path, {**facts, "num_calibration_texts": len(batches), "size_bytes": len(data)}
+    size_bytes = sum(path.stat().st_size for path in files)
+    return files, {**facts, "num_calibration_texts": len(batches), "size_bytes": size_bytes}
 
 
-def autocast(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Any:
-    """fp32 ONNX -> fp16 or bf16 ONNX; inputs and outputs keep their types."""
-    import onnx
-    from modelopt.onnx.autocast import convert_to_f16
-
-    return convert_to_f16(onnx.load(source), low_precision_type=precision.value, keep_io_types=True)
+def autocast(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Made:
+    """fp32 ONNX -> fp16 or bf16 ONNX, light; inputs and outputs keep their types."""
+    light, folder = external_data.read_light(source, scratch)
+    return casts.with_casts(light, precision, scratch), lambda tensor: casts.rounded(tensor, folder)
 
 
-def quantize(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Any:
+def quantize(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Made:
     """fp32 ONNX -> Q/DQ pairs around the matrix products, fp16 elsewhere, from the activations the batches cause."""
     import onnx
     from modelopt.onnx.quantization import quantize as modelopt_quantize
 
+    large = external_data.is_beside_data(source) or source.stat().st_size > external_data.LARGE_BYTES
+    if large and precision is Precision.FP8:  # Model Optimizer's calibration takes 12 times the weights in memory
+        light, folder = external_data.read_light(source, scratch)
+        return fp8.with_pairs(light, folder, batches, scratch)
+    if external_data.is_beside_data(source):
+        raise QuantizeError(
+            f"{precision}: this model has more than 2 GiB of weights in fp32, and Model Optimizer would need many "
+            "times that to calibrate it; build it in fp8, fp16 or bf16"
+        )
     # Model Optimizer writes beside its input, and names temporary files after it.
     copy, target = scratch / "fp32.onnx", scratch / "typed.onnx"
     shutil.copyfile(source, copy)
@@ -94,10 +109,10 @@ def quantize(source: Path, precision: Precision, batches: Sequence[Inputs], scra
         output_path=str(target),
         log_level="WARNING",
     )
-    return onnx.load(target)
+    return onnx.load(target), None
 
 
-Maker = Callable[[Path, Precision, Sequence[Inputs], Path], Any]
+Maker = Callable[[Path, Precision, Sequence[Inputs], Path], Made]
 MAKERS: Mapping[Precision, Maker] = {
     Precision.FP16: autocast,
     Precision.BF16: autocast,
@@ -135,6 +150,11 @@ def scrub(model: Any) -> None:
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
+
+
+def _mentions(path: Path, text: str) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text.encode()) >= 0
 
 
 def describe(model: Any) -> dict[str, Any]:

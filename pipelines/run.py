@@ -17,7 +17,7 @@ from typing import Any
 from pipelines import gate
 from pipelines.errors import EngineryError, StageCrashed
 from pipelines.graph import Graph, Ref, Step
-from pipelines.plan import ingredients, state_of
+from pipelines.plan import ingredients, inputs_of, state_of
 from pipelines.stage import STAGES
 from pipelines.store import Blob, Record, Store, canonical, step_key
 from pipelines.thresholds import Thresholds
@@ -56,7 +56,7 @@ def run(graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda 
 
     def output(ref: Ref) -> Blob | None:
         record = outcomes[ref.step].record
-        return record.outputs[ref.output] if record else None
+        return record.outputs.get(ref.output) if record else None
 
     pending = dict(graph.steps)
     running: dict[Future[Outcome], Step] = {}
@@ -85,7 +85,7 @@ def run(graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda 
                     continue
                 del pending[step.id]
                 listen("started", step, None)
-                blobs = {name: blob for name, ref in step.inputs.items() if (blob := output(ref)) is not None}
+                blobs = inputs_of(step, output)
                 running[pool.submit(attempt, step, blobs, store)] = step
             if not running:
                 continue

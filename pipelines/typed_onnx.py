@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from pipelines import external_data
 from serving.profile import Precision
 
 # Operators that move numbers without changing them: what they give out is as rounded as what they took.
@@ -27,6 +30,9 @@ def realized_precision(model: bytes) -> dict[str, float]:
     gives is of the format it was quantized to.
     """
     proto = _parse(model)
+    for tensor in proto.graph.initializer:  # types need no weights, and would copy them
+        if len(tensor.raw_data) >= external_data.HEAVY_BYTES:
+            external_data.refer(tensor, "elsewhere", 0, 0)
     graph, types = proto.graph, _types(proto)
     producers = {output: node for node in graph.node for output in node.output}
     counts: Counter[str] = Counter()
@@ -51,6 +57,7 @@ def in_float32(model: bytes, precision: Precision) -> bytes:
     Each operator computes in float32 and its result is rounded to 16 bits, as hardware does: 16-bit products are exact
     in float32, are accumulated there, and are rounded once. Every 16-bit number is a float32 number. Where a number
     does not fit fp16, it becomes inf here too: computed wider, a graph that overflows on every GPU would look perfect.
+    Weights are widened here; those that lie beside the graph by ONNX Runtime, when it loads them.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -58,9 +65,13 @@ def in_float32(model: bytes, precision: Precision) -> bytes:
     proto = _parse(model)
     graph, types = proto.graph, _types(proto)
     narrow = TensorProto.BFLOAT16 if precision is Precision.BF16 else TensorProto.FLOAT16
-    for tensor in graph.initializer:
-        _widen(tensor, narrow)
     nodes = []
+    for tensor in graph.initializer:
+        if not external_data.is_external(tensor):
+            _widen(tensor, narrow)
+        elif tensor.data_type == narrow:
+            name, tensor.name = tensor.name, f"{tensor.name}/{precision}"
+            nodes.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
     for node in graph.node:
         nodes.append(node)
         for attribute in node.attribute:
@@ -84,8 +95,53 @@ def in_float32(model: bytes, precision: Precision) -> bytes:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == narrow:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    onnx.checker.check_model(proto)
+    if not external_data.is_light(proto):  # what lies elsewhere cannot be looked at from here
+        onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString())
+
+
+def with_wide_weights(path: Path, scratch: Path) -> Path:
+    """A graph whose fp8 weights are written out in their scale's format: DequantizeLinear would do it at every run.
+
+    The same numbers: a product of an fp8 number and an fp16 scale is exact in float32, and is rounded once. Returns
+    the path itself where there is nothing to do.
+    """
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    model = external_data.read(path)
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    scales: dict[str, Any] = {}
+    nodes = []
+    for node in graph.node:
+        weight = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is None or weight.data_type != TensorProto.FLOAT8E4M3FN:
+            nodes.append(node)
+            continue
+        scale = tensors[node.input[1]]
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        shape = [-1 if index == axis else 1 for index in range(len(weight.dims))]
+        scales[node.output[0]] = numpy_helper.to_array(scale).reshape(shape if scale.dims else [])
+        weight.name, weight.data_type = node.output[0], scale.data_type
+    if not scales:
+        return path
+
+    def content(tensor: Any) -> bytes:
+        data, scale = external_data.stored(tensor, path.parent), scales.pop(tensor.name, None)
+        if scale is None:
+            return data
+        values = np.frombuffer(data, external_data.dtype_of(TensorProto.FLOAT8E4M3FN)).reshape(tuple(tensor.dims))
+        wide = values.astype(np.float32) * scale.astype(np.float32)
+        return bytes(wide.astype(scale.dtype).tobytes())
+
+    for tensor in graph.initializer:
+        if tensor.name in scales and not external_data.is_external(tensor):
+            external_data.embed(tensor, content(tensor))
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    folder = Path(tempfile.mkdtemp(dir=scratch, suffix=external_data.SUFFIX))
+    return external_data.write(model, folder / "model.onnx", path.parent, beside=True, content=content)[0]
 
 
 def _parse(model: bytes) -> Any:

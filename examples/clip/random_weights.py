@@ -1,14 +1,11 @@
-"""Build a CLIP of real size with random weights, stage by stage, and print what each stage takes."""
+"""Build a CLIP of real size with random weights, and print what each stage takes."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ import torch
 from train import EOT, make_tokenizer
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-ROOT = Path(__file__).parents[2]
 # As their authors configured them: (text, vision, width of the common space).
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "vit-b-32": (
@@ -44,38 +40,55 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         1024,
     ),
 }
-SHAPES = {"min": [1, 1], "opt": [8, 16], "max": [32, 77]}
-TOWERS = ("text", "image")
+# Few: with random weights they show that a figure is taken, and each costs seconds.
+PICTURES = {"golden": 4, "calibration": 4, "test": 8}
+# {size}, {precisions}: what was asked for.
+MATRIX = """schema_version: 1
+models:
+  {size}:
+    task: clip
+    source: ./model
+    pictures: ./pictures
+    release: "0.1.0"
+    shapes: {{min: [1, 1], opt: [8, 16], max: [32, 77]}}
+    calibration: {{num_texts: 4, max_tokens: 77}}
+    golden: {{num_texts: 32}}
+skus:
+  l40s:
+    {{compute_capability: "8.9", pci_ids: ["26b9"], product: l40s, memory_gib: 48, gpus_per_node: 8,
+      precisions: [fp16, bf16, fp8], compiler: tensorrt-rtx}}
+  l4:
+    {{compute_capability: "8.9", pci_ids: ["27b8"], product: nvidia-l4, memory_gib: 24, gpus_per_node: 8,
+      precisions: [fp16, bf16, fp8], compiler: tensorrt-rtx}}
+build:
+  - models: [{size}]
+    skus: [l40s, l4]
+    precisions: [{precisions}]
+"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument("--precision", default="fp16")
-    parser.add_argument("--compute-capability", default="8.9")
+    parser.add_argument("--precisions", default="fp16", help="fp16,bf16")
     parser.add_argument("--folder", type=Path, help="keep everything there; left out: a temporary folder")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        return build(asked, (asked.folder or Path(scratch)).absolute())
+        return build(asked.size, asked.precisions, (asked.folder or Path(scratch)).absolute())
 
 
-def build(asked: argparse.Namespace, folder: Path) -> int:
-    write_model(asked.size, folder / "model")
-    draw.write_pictures(folder / "pictures", 0, {"golden": 4, "calibration": 4, "test": 8})
-    texts = run(folder, "texts", {}, {})["texts.json"]
-    params = {"task": "clip", "model": asked.size, "source": "./model", "source_base": str(folder)}
-    params |= {"served_name": asked.size, "release": "0.1.0", "max_tokens": None, "shapes": SHAPES}
-    params |= {"golden": {"num_texts": 8}, "pictures": "pictures"}
-    exported = run(folder, "export", params, {"texts.json": texts})
-    graphs = {f"{tower}.onnx": exported[f"{tower}.onnx"] for tower in TOWERS}
-    files = {name: exported[name] for name in ("tokenizer.json", "task.json")} | {"texts.json": texts}
-    params = {"task": "clip", "precision": asked.precision, "num_texts": 4, "max_tokens": 77}
-    params |= {"pictures": "pictures", "source_base": str(folder)}
-    typed = run(folder, "quantize", params, {**graphs, **files})
-    params = {"task": "clip", "compiler": "tensorrt-rtx", "precision": asked.precision, "shapes": SHAPES}
-    params |= {"compute_capability": asked.compute_capability}
-    run(folder, "compile", params, {f"{tower}.onnx": typed[f"{tower}.onnx"] for tower in TOWERS})
-    return 0
+def build(size: str, precisions: str, folder: Path) -> int:
+    """`enginery build` of such a model, without an image; it prints what every step takes."""
+    if not (folder / "model" / "config.json").is_file():
+        write_model(size, folder / "model")
+    if not (folder / "pictures").is_dir():
+        draw.write_pictures(folder / "pictures", 0, PICTURES)
+    matrix = folder / "matrix.yaml"
+    matrix.write_text(MATRIX.format(size=size, precisions=precisions))
+    places = ["--matrix", str(matrix), "--store", str(folder / "store"), "--dist", str(folder / "dist")]
+    # One step at a time: two of this size would share the memory that one needs.
+    command = [sys.executable, "-m", "pipelines.cli", "build", *places, "--no-image", "--jobs", "1"]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
 def write_model(size: str, folder: Path) -> None:
@@ -96,29 +109,6 @@ def write_model(size: str, folder: Path) -> None:
     )
     model.save_pretrained(folder, max_shard_size="2GB")
     CLIPProcessor(image_processor=CLIPImageProcessor(), tokenizer=tokenizer).save_pretrained(folder)
-
-
-def run(folder: Path, stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[str, str]:
-    """A stage in a process of its own, as `enginery build` runs it; returns its outputs."""
-    output_dir = folder / stage / "out"
-    output_dir.mkdir(parents=True)
-    request = {"stage": stage, "subject": "random", "params": params, "inputs": inputs, "output_dir": str(output_dir)}
-    path = output_dir.parent / "request.json"
-    path.write_text(json.dumps(request))
-    started = time.monotonic()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.stage", str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    _, status, used = os.wait4(child.pid, 0)
-    answer = json.loads((output_dir.parent / "result.json").read_text()) if status == 0 else {}
-    sizes = {Path(file).name: Path(file).stat().st_size / 1e6 for file in answer.get("outputs", {}).values()}
-    large = ", ".join(f"{name} {size:.0f} MB" for name, size in sizes.items() if size > 10)
-    print(f"{stage}: {time.monotonic() - started:.1f} s, {used.ru_maxrss / 2**20:.1f} GiB at most; {large}", flush=True)
-    if status != 0:
-        result = output_dir.parent / "result.json"
-        told = json.loads(result.read_text())["error"] if result.is_file() else "it died without an answer"
-        raise SystemExit(f"{stage} failed: {told}")
-    return dict(answer["outputs"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from pipelines import external_data
 from pipelines.compile import onnx, openvino, tensorrt
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
@@ -35,7 +37,9 @@ def run(request: StageRequest) -> StageResult:
     facts: dict[str, Any] = {}
     for tower in TOWERS[params["task"]]:
         started = time.monotonic()
-        engine = compiler(_order(request.inputs[suffixed("model.onnx", tower)], params))
+        with tempfile.TemporaryDirectory(dir=request.output_dir) as scratch:
+            source = external_data.at_hand(request.inputs, suffixed("model.onnx", tower), Path(scratch))
+            engine = compiler(_order(source, params))
         path = request.output_dir / f"{file_stem(tower)}{Path(engine.file_name).suffix}"
         path.write_bytes(engine.data)
         outputs[suffixed("engine", tower)] = path

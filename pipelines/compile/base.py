@@ -14,7 +14,7 @@ from serving.profile import Precision, ShapeRange
 class CompileOrder:
     """One engine to make."""
 
-    source: Path  # the typed ONNX
+    source: Path  # the typed ONNX; its weights may lie beside it
     precision: Precision
     shapes: ShapeRange
     compute_capability: str | None = None  # "8.9"; of a GPU

@@ -8,6 +8,7 @@ import re
 from types import ModuleType
 from typing import Any
 
+from pipelines import external_data
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
 from serving.backends.tensorrt import import_tensorrt_rtx
@@ -83,7 +84,9 @@ def _build(trt: ModuleType, order: CompileOrder, configure: Any) -> Engine:
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     network.name = "enginery"  # the automatic name holds a counter, and would be in the bytes
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(order.source.read_bytes()):
+    # By its path only where it must be: weights beside a graph are found from there.
+    by_path = external_data.is_beside_data(order.source)
+    if not (parser.parse_from_file(str(order.source)) if by_path else parser.parse(order.source.read_bytes())):
         told = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         raise CompileError(_refusal(trt, order, "cannot read the ONNX", told or logger.errors))
     config = builder.create_builder_config()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from pipelines.errors import GateError
 from pipelines.measure import clip, embed, rerank
 from pipelines.stage import StageRequest, StageResult
 
-MEASURES: Mapping[str, Callable[[StageRequest], StageResult]] = {
+MEASURES: Mapping[str, Callable[[StageRequest, Path], StageResult]] = {
     "embed": embed.measure,
     "rerank": rerank.measure,
     "clip": clip.measure,
@@ -23,4 +25,5 @@ def run(request: StageRequest) -> StageResult:
     measure = MEASURES.get(request.params["task"])
     if measure is None:
         raise GateError(f"task '{request.params['task']}' cannot be measured; {', '.join(MEASURES)} can")
-    return measure(request)
+    with tempfile.TemporaryDirectory(dir=request.output_dir) as scratch:
+        return measure(request, Path(scratch))

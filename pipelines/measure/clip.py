@@ -14,10 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import pictures, retrieval, speed
+from pipelines import external_data, pictures, retrieval, speed
 from pipelines.errors import GateError
 from pipelines.measure.embed import cosine
-from pipelines.measure.runner import SCHEMA_VERSION, Items, Rows, Runner, open_runner, realized, rounded, unit
+from pipelines.measure.runner import (
+    SCHEMA_VERSION,
+    Items,
+    Rows,
+    Runner,
+    is_reference,
+    open_runner,
+    realized,
+    rounded,
+    unit,
+)
 from pipelines.stage import StageRequest, StageResult
 from serving.profile import Precision
 from serving.tasks.base import TOWERS, Tower, suffixed
@@ -30,7 +40,7 @@ SPEED_PICTURES = 8  # at once: more only take longer on the machine of a factory
 GALLERY_PICTURES, GALLERY_CAPTIONS, GALLERY_PIXELS = 12, 3, 160  # what the report shows
 
 
-def measure(request: StageRequest) -> StageResult:
+def measure(request: StageRequest, scratch: Path) -> StageResult:
     """metrics.json, or reference.json."""
     params, inputs = request.params, request.inputs
     spec = load_spec(inputs["task.json"].read_bytes())
@@ -40,11 +50,11 @@ def measure(request: StageRequest) -> StageResult:
     towers = {tower.name: tower for tower in spec.towers}
     labelled = _labelled(encoder, params)
     if params["judged_on"] == "reference":
-        return _reference(towers, labelled, request)
+        return _reference(towers, labelled, request, scratch)
     precision = Precision(params["precision"])
-    engines = {name: inputs[suffixed("engine", name)].read_bytes() for name in towers}
+    engines = {name: external_data.at_hand(inputs, suffixed("engine", name), scratch) for name in towers}
     started = time.monotonic()
-    opened = {name: open_runner(engines[name], precision, params, tower) for name, tower in towers.items()}
+    opened = {name: open_runner(engines[name], precision, params, tower, scratch) for name, tower in towers.items()}
     runners = {name: runner for name, (runner, _) in opened.items()}
     golden = load_golden(inputs["golden.json"].read_bytes())
     items: dict[str, Items] = {
@@ -65,7 +75,7 @@ def measure(request: StageRequest) -> StageResult:
         "precision": str(precision),
         "judged_on": params["judged_on"],
         "judged_with": opened[TEXT][1],
-        "size_bytes": sum(len(engine) for engine in engines.values()),
+        "size_bytes": sum(external_data.size_bytes(inputs, suffixed("engine", name)) for name in towers),
         "cosine": cosine(
             np.concatenate(list(rows.values())), np.concatenate([golden.text_vectors, golden.image_vectors])
         ),
@@ -73,7 +83,7 @@ def measure(request: StageRequest) -> StageResult:
         "text_cosine_min": cosines[TEXT]["min"],
         "image_cosine_min": cosines[IMAGE]["min"],
         "batch_invariance": _batch_invariance(runners, items),
-        "zero_shot": _zero_shot(found, labelled, towers, inputs),
+        "zero_shot": _zero_shot(found, labelled, towers, inputs, scratch),
         "gallery": gallery(found, labelled),
         # Of the tower that kept less to the precision.
         "realized_precision": min(shares.values(), key=lambda share: share.get(str(precision), 0.0)),
@@ -159,10 +169,10 @@ def _labelled(encoder: Encoder, params: Mapping[str, Any]) -> _Labelled:
 
 
 def _zero_shot(
-    found: Found, labelled: _Labelled, towers: Mapping[str, Tower], inputs: Mapping[str, Path]
+    found: Found, labelled: _Labelled, towers: Mapping[str, Tower], inputs: Mapping[str, Path], scratch: Path
 ) -> dict[str, Any]:
     """How many pictures lie nearest to their own caption, and how many fewer than with the fp32 reference."""
-    expected = found.right if _is_reference(towers, inputs) else _expected(labelled, towers, inputs)
+    expected = found.right if _is_reference(towers, inputs) else _expected(labelled, towers, inputs, scratch)
     drop = retrieval.drop(expected, found.right)
     return {
         "set": labelled.name,
@@ -176,8 +186,8 @@ def _zero_shot(
     }
 
 
-def _reference(towers: Mapping[str, Tower], labelled: _Labelled, request: StageRequest) -> StageResult:
-    right = _expected(labelled, towers, request.inputs)
+def _reference(towers: Mapping[str, Tower], labelled: _Labelled, request: StageRequest, scratch: Path) -> StageResult:
+    right = _expected(labelled, towers, request.inputs, scratch)
     content = {"set": labelled.name, "pictures_digest": labelled.digest, "right": [int(value) for value in right]}
     path = request.output_dir / "reference.json"
     path.write_bytes(json.dumps(content, sort_keys=True).encode())
@@ -188,11 +198,12 @@ def _is_reference(towers: Mapping[str, Tower], inputs: Mapping[str, Path]) -> bo
     """The generic fp32 engines are the reference itself, where none was recorded."""
     if "reference.json" in inputs:
         return False
-    pairs = [(inputs.get(suffixed("fp32.onnx", name)), inputs[suffixed("engine", name)]) for name in towers]
-    return all(fp32 is not None and fp32.read_bytes() == engine.read_bytes() for fp32, engine in pairs)
+    return all(is_reference(inputs, name) for name in towers)
 
 
-def _expected(labelled: _Labelled, towers: Mapping[str, Tower], inputs: Mapping[str, Path]) -> NDArray[np.float64]:
+def _expected(
+    labelled: _Labelled, towers: Mapping[str, Tower], inputs: Mapping[str, Path], scratch: Path
+) -> NDArray[np.float64]:
     """What the fp32 reference gets right: as recorded (reference.json), else by running fp32.onnx of both towers."""
     if "reference.json" in inputs:
         recorded = json.loads(inputs["reference.json"].read_bytes())
@@ -204,7 +215,9 @@ def _expected(labelled: _Labelled, towers: Mapping[str, Tower], inputs: Mapping[
         return np.array(recorded["right"], dtype=np.float64)
     how = {"backend": "onnxruntime", "judged_on": "fp32 reference"}
     runners = {
-        name: open_runner(inputs[suffixed("fp32.onnx", name)].read_bytes(), Precision.FP32, how, tower)[0]
+        name: open_runner(
+            external_data.at_hand(inputs, suffixed("fp32.onnx", name), scratch), Precision.FP32, how, tower, scratch
+        )[0]
         for name, tower in towers.items()
     }
     right = labelled.run(runners).right
@@ -228,7 +241,7 @@ def _batch_invariance(runners: Mapping[str, Runner], items: Mapping[str, Items])
 
 
 def _speed(
-    engines: Mapping[str, bytes],
+    engines: Mapping[str, Path],
     precision: Precision,
     towers: Mapping[str, Tower],
     spec: ClipSpec,
@@ -246,7 +259,12 @@ def _speed(
     return speed.of_towers(
         {
             name: speed.measure(
-                engines[name], precision, loads[name], params, tower, above=inputs.get(suffixed("above", name))
+                engines[name].read_bytes(),
+                precision,
+                loads[name],
+                params,
+                tower,
+                above=inputs.get(suffixed("above", name)),
             )
             for name, tower in towers.items()
         }

@@ -12,9 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import retrieval, speed
+from pipelines import external_data, retrieval, speed
 from pipelines.errors import GateError
-from pipelines.measure.runner import SCHEMA_VERSION, Items, Rows, Runner, cut, open_runner, realized, rounded, unit
+from pipelines.measure.runner import (
+    SCHEMA_VERSION,
+    Items,
+    Rows,
+    Runner,
+    cut,
+    is_reference,
+    open_runner,
+    realized,
+    rounded,
+    unit,
+)
 from pipelines.stage import StageRequest, StageResult
 from serving.profile import Precision
 from serving.tasks import embed
@@ -26,7 +37,7 @@ RETRIEVAL_MAX_TOKENS, BEIR_MAX_TOKENS = 64, 256
 INVARIANCE_TEXTS, INVARIANCE_BATCH, INVARIANCE_MAX_TOKENS = 16, 64, 64
 
 
-def measure(request: StageRequest) -> StageResult:
+def measure(request: StageRequest, scratch: Path) -> StageResult:
     """metrics.json, or reference.json."""
     params, inputs = request.params, request.inputs
     precision = Precision(params["precision"])
@@ -35,10 +46,10 @@ def measure(request: StageRequest) -> StageResult:
     encoder = embed.Encoder(inputs["tokenizer.json"].read_bytes(), spec)
     labelled = _labelled(encoder, params, inputs)
     if params["judged_on"] == "reference":
-        return _reference(tower, labelled, request)
-    engine = inputs["engine"].read_bytes()
+        return _reference(tower, labelled, request, scratch)
+    engine = external_data.at_hand(inputs, "engine", scratch)
     started = time.monotonic()
-    runner, judged_with = open_runner(engine, precision, params, tower)
+    runner, judged_with = open_runner(engine, precision, params, tower, scratch)
     golden = embed.load_golden(inputs["golden.json"].read_bytes())
     items = encoder.encode(golden.texts, truncate="END")
     metrics = {
@@ -47,17 +58,19 @@ def measure(request: StageRequest) -> StageResult:
         "precision": str(precision),
         "judged_on": params["judged_on"],
         "judged_with": judged_with,
-        "size_bytes": len(engine),
+        "size_bytes": external_data.size_bytes(inputs, "engine"),
         "cosine": cosine(runner.vectors(items), golden.vectors),
         "batch_invariance": batch_invariance(runner, items),
-        "retrieval": _retrieval(runner, labelled, inputs),
+        "retrieval": _retrieval(runner, labelled, inputs, scratch),
         "realized_precision": realized(runner.backend, engine, inputs.get("typed.onnx")),
     }
     runner.backend.close()
     judged_s = time.monotonic() - started
     if params.get("speed"):
         loads = speed.text_loads(np.concatenate(items), tower, spec)
-        metrics["speed"] = speed.measure(engine, precision, loads, params, tower, above=inputs.get("above"))
+        metrics["speed"] = speed.measure(
+            engine.read_bytes(), precision, loads, params, tower, above=inputs.get("above")
+        )
     path = request.output_dir / "metrics.json"
     path.write_bytes(json.dumps(metrics, sort_keys=True, allow_nan=False).encode())
     facts = {
@@ -127,10 +140,10 @@ def _labelled(encoder: embed.Encoder, params: Mapping[str, Any], inputs: Mapping
     )
 
 
-def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
     """nDCG@10 of the engine and of the fp32 reference, on the same tokens."""
     found = labelled.score(runner)
-    expected = found if _is_reference(inputs) else _expected(runner.tower, labelled, inputs)
+    expected = found if is_reference(inputs) else _expected(runner.tower, labelled, inputs, scratch)
     drop = retrieval.drop(expected, found)
     return {
         "set": labelled.name,
@@ -145,20 +158,15 @@ def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path]) 
     }
 
 
-def _reference(tower: Tower, labelled: _Labelled, request: StageRequest) -> StageResult:
-    values = _expected(tower, labelled, request.inputs)
+def _reference(tower: Tower, labelled: _Labelled, request: StageRequest, scratch: Path) -> StageResult:
+    values = _expected(tower, labelled, request.inputs, scratch)
     content = {"set": labelled.name, "max_tokens": labelled.max_tokens, "ndcg_at_10": [rounded(v) for v in values]}
     path = request.output_dir / "reference.json"
     path.write_bytes(json.dumps(content, sort_keys=True).encode())
     return StageResult(outputs={"reference.json": path}, facts={"ndcg_at_10": rounded(values.mean())})
 
 
-def _is_reference(inputs: Mapping[str, Path]) -> bool:
-    """The generic fp32 engine is the reference itself."""
-    return "fp32.onnx" in inputs and inputs["fp32.onnx"].read_bytes() == inputs["engine"].read_bytes()
-
-
-def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path]) -> NDArray[np.float64]:
+def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path], scratch: Path) -> NDArray[np.float64]:
     """What the fp32 reference finds: as recorded (reference.json), else by running fp32.onnx."""
     if "reference.json" in inputs:
         recorded = json.loads(inputs["reference.json"].read_bytes())
@@ -169,7 +177,8 @@ def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path]) -> 
             )
         return np.array(recorded["ndcg_at_10"])
     how = {"backend": "onnxruntime", "judged_on": "fp32 reference"}
-    runner, _ = open_runner(inputs["fp32.onnx"].read_bytes(), Precision.FP32, how, tower)
+    reference = external_data.at_hand(inputs, "fp32.onnx", scratch)
+    runner, _ = open_runner(reference, Precision.FP32, how, tower, scratch)
     values = labelled.score(runner)
     runner.backend.close()
     return values

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import rerank_set, retrieval, speed
+from pipelines import external_data, rerank_set, retrieval, speed
 from pipelines.errors import GateError
-from pipelines.measure.runner import SCHEMA_VERSION, Items, Runner, cut, open_runner, realized, rounded
+from pipelines.measure.runner import SCHEMA_VERSION, Items, Runner, cut, is_reference, open_runner, realized, rounded
 from pipelines.stage import StageRequest, StageResult
 from serving.profile import Precision
 from serving.tasks import rerank
@@ -24,7 +24,7 @@ from serving.tasks.spec import load_spec
 INVARIANCE_PAIRS, INVARIANCE_BATCH, INVARIANCE_MAX_TOKENS = 16, 64, 96
 
 
-def measure(request: StageRequest) -> StageResult:
+def measure(request: StageRequest, scratch: Path) -> StageResult:
     """metrics.json, or reference.json."""
     params, inputs = request.params, request.inputs
     precision = Precision(params["precision"])
@@ -34,10 +34,10 @@ def measure(request: StageRequest) -> StageResult:
     encoder = rerank.Encoder(inputs["tokenizer.json"].read_bytes(), spec)
     labelled = _labelled(encoder, params, inputs)
     if params["judged_on"] == "reference":
-        return _reference(tower, labelled, request)
-    engine = inputs["engine"].read_bytes()
+        return _reference(tower, labelled, request, scratch)
+    engine = external_data.at_hand(inputs, "engine", scratch)
     started = time.monotonic()
-    runner, judged_with = open_runner(engine, precision, params, tower)
+    runner, judged_with = open_runner(engine, precision, params, tower, scratch)
     golden = rerank.load_golden(inputs["golden.json"].read_bytes())
     items = [encoder.encode(query, [passage], truncate="END")[0] for query, passage in golden.pairs]
     metrics = {
@@ -46,17 +46,19 @@ def measure(request: StageRequest) -> StageResult:
         "precision": str(precision),
         "judged_on": params["judged_on"],
         "judged_with": judged_with,
-        "size_bytes": len(engine),
+        "size_bytes": external_data.size_bytes(inputs, "engine"),
         "scores": scores(runner.rows(items)[:, 0], golden.scores),
         "batch_invariance": batch_invariance(runner, items),
-        "retrieval": _retrieval(runner, labelled, inputs),
+        "retrieval": _retrieval(runner, labelled, inputs, scratch),
         "realized_precision": realized(runner.backend, engine, inputs.get("typed.onnx")),
     }
     runner.backend.close()
     judged_s = time.monotonic() - started
     if params.get("speed"):
         loads = speed.text_loads(np.concatenate(items, axis=1), tower, spec)
-        metrics["speed"] = speed.measure(engine, precision, loads, params, tower, above=inputs.get("above"))
+        metrics["speed"] = speed.measure(
+            engine.read_bytes(), precision, loads, params, tower, above=inputs.get("above")
+        )
     path = request.output_dir / "metrics.json"
     path.write_bytes(json.dumps(metrics, sort_keys=True, allow_nan=False).encode())
     facts = {
@@ -130,10 +132,10 @@ def _labelled(encoder: rerank.Encoder, params: Mapping[str, Any], inputs: Mappin
     )
 
 
-def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
     """nDCG@10 of BM25, of the fp32 reference and of the engine, on the same candidates."""
     found = labelled.score(runner)
-    expected = found if _is_reference(inputs) else _expected(runner.tower, labelled, inputs)
+    expected = found if is_reference(inputs) else _expected(runner.tower, labelled, inputs, scratch)
     drop = retrieval.drop(expected, found)
     return {
         "set": labelled.name,
@@ -151,8 +153,8 @@ def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path]) 
     }
 
 
-def _reference(tower: Tower, labelled: _Labelled, request: StageRequest) -> StageResult:
-    values = _expected(tower, labelled, request.inputs)
+def _reference(tower: Tower, labelled: _Labelled, request: StageRequest, scratch: Path) -> StageResult:
+    values = _expected(tower, labelled, request.inputs, scratch)
     content = {
         "set": labelled.name,
         "num_candidates": rerank_set.NUM_CANDIDATES,
@@ -163,12 +165,7 @@ def _reference(tower: Tower, labelled: _Labelled, request: StageRequest) -> Stag
     return StageResult(outputs={"reference.json": path}, facts={"ndcg_at_10": rounded(values.mean())})
 
 
-def _is_reference(inputs: Mapping[str, Path]) -> bool:
-    """The generic fp32 engine is the reference itself."""
-    return "fp32.onnx" in inputs and inputs["fp32.onnx"].read_bytes() == inputs["engine"].read_bytes()
-
-
-def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path]) -> NDArray[np.float64]:
+def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path], scratch: Path) -> NDArray[np.float64]:
     """What the fp32 reference finds: as recorded (reference.json), else by running fp32.onnx."""
     if "reference.json" in inputs:
         recorded = json.loads(inputs["reference.json"].read_bytes())
@@ -179,7 +176,8 @@ def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path]) -> 
             raise GateError(f"reference.json is of {told[0]}, not of {told[1]}; measure the reference again")
         return np.array(recorded["ndcg_at_10"])
     how = {"backend": "onnxruntime", "judged_on": "fp32 reference"}
-    runner, _ = open_runner(inputs["fp32.onnx"].read_bytes(), Precision.FP32, how, tower)
+    reference = external_data.at_hand(inputs, "fp32.onnx", scratch)
+    runner, _ = open_runner(reference, Precision.FP32, how, tower, scratch)
     values = labelled.score(runner)
     runner.backend.close()
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import typed_onnx
+from pipelines import external_data, typed_onnx
 from pipelines.errors import GateError
-from serving.backends import load
+from serving.backends import load, onnxruntime
 from serving.backends.base import Backend, LoadOptions
 from serving.errors import BackendError
 from serving.profile import Precision
-from serving.tasks.base import Item, Tower
+from serving.tasks.base import ONLY, Item, Tower, suffixed
 
 SCHEMA_VERSION = 1  # of metrics.json
 # A batch of items of like length, so that little is padded; more tokens at once only cost memory.
@@ -82,13 +83,20 @@ def batches(costs: Sequence[int], max_batch: int) -> Iterator[list[int]]:
         yield group
 
 
-def open_runner(engine: bytes, precision: Precision, params: Mapping[str, Any], tower: Tower) -> tuple[Runner, str]:
+def open_runner(
+    path: Path, precision: Precision, params: Mapping[str, Any], tower: Tower, scratch: Path
+) -> tuple[Runner, str]:
     """The engine, loaded to be judged, and what judges it, in words. Raises GateError.
 
+    path: as external_data.at_hand gives it; its digest was checked before the stage began.
     params: backend, judged_on ("engine", "typed-onnx" or a reference) and perhaps cpu_isa.
     """
     name, note, options = params["backend"], "", LoadOptions(precision=precision, cpu_isa=params.get("cpu_isa"))
-    num_workers = 1
+    if params["judged_on"] == "typed-onnx" and precision is Precision.FP8:
+        path = typed_onnx.with_wide_weights(path, scratch)
+    if params["judged_on"] != "engine":  # an engine is loaded as the server does it
+        path = external_data.lightened(path, scratch)
+    num_workers, engine = 1, path.read_bytes()
     if name == "onnxruntime":
         if params["judged_on"] == "typed-onnx":
             engine, note = typed_onnx.runnable(engine, precision)
@@ -96,7 +104,12 @@ def open_runner(engine: bytes, precision: Precision, params: Mapping[str, Any], 
         # figures on every machine.
         num_workers, options = len(os.sched_getaffinity(0)), LoadOptions(precision=precision, num_threads=1)
     try:
-        backend = load(name, engine, options)
+        if name == "onnxruntime" and external_data.is_beside_data(path):
+            beside = path.with_name("judged.onnx")
+            beside.write_bytes(engine)
+            backend: Backend = onnxruntime.load(beside, options)
+        else:
+            backend = load(name, engine, options)
     except BackendError as error:
         raise GateError(f"{params['judged_on']} ({precision}) cannot be loaded to be judged: {error}") from error
     version = importlib.metadata.version(name) if name in {"onnxruntime", "openvino"} else ""
@@ -104,15 +117,26 @@ def open_runner(engine: bytes, precision: Precision, params: Mapping[str, Any], 
     return Runner(backend=backend, tower=tower, num_workers=num_workers), judged_with
 
 
-def realized(backend: Backend, engine: bytes, typed: Path | None) -> dict[str, float]:
+def realized(backend: Backend, engine: Path, typed: Path | None) -> dict[str, float]:
     """The share of matrix products in each number format, as the backend tells it.
 
     Where it cannot, as the graph says it: TensorRT keeps to the types of a typed ONNX.
     """
     shares = backend.realized_precision()
     if not shares and (typed is not None or backend.name == "onnxruntime"):
-        shares = typed_onnx.realized_precision(typed.read_bytes() if typed is not None else engine)
+        shares = typed_onnx.realized_precision((typed or engine).read_bytes())
     return {name: rounded(share) for name, share in sorted(shares.items())}
+
+
+def is_reference(inputs: Mapping[str, Path], tower: str = ONLY) -> bool:
+    """Whether an engine is the fp32 ONNX itself: then nothing else has to be run to compare with."""
+    for part in ("", external_data.SUFFIX):
+        fp32, engine = (inputs.get(suffixed(name, tower) + part) for name in ("fp32.onnx", "engine"))
+        if not part and fp32 is None:
+            return False
+        if fp32 != engine and (fp32 is None or engine is None or not filecmp.cmp(fp32, engine, shallow=False)):
+            return False
+    return True
 
 
 def cut(items: Items, max_tokens: int) -> list[Item]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines import exporter
 from pipelines.errors import ExportError
-from pipelines.exporter import MAX_MODEL_BYTES, OPSET, optimum_onnx
+from pipelines.exporter import OPSET, optimum_onnx
 
 # What the server has to give an engine; a graph that asks for more cannot be served.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -166,17 +167,9 @@ def soften_masks(model: Any) -> None:
 
 def _decoder_onnx(folder: Path, body: Body, scratch: Path) -> Any:
     """Traced by PyTorch with the mask made in the graph: padding is not seen, nor what comes later if it is causal."""
-    import onnx
     import torch
 
     model = load(folder)
-    size = sum(weight.numel() for weight in model.parameters()) * 4
-    if size > MAX_MODEL_BYTES:
-        raise ExportError(
-            f"{folder.name}: {size / 2**30:.1f} GiB of weights in fp32; an ONNX file without external data ends at "
-            "2 GiB, and larger models are not exported yet"
-        )
-
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):  # LlamaRMSNorm and those like it
             module.forward = functools.partial(_rms_norm, module)
@@ -211,7 +204,7 @@ def _decoder_onnx(folder: Path, body: Body, scratch: Path) -> Any:
         )
     except Exception as error:  # torch raises whatever it likes
         raise ExportError(f"{folder.name}: PyTorch could not export it: {type(error).__name__}: {error}") from error
-    exported = onnx.load(path)
+    exported = exporter.load(path, scratch)
     shape = exported.graph.output[0].type.tensor_type.shape
     for dim, name in zip(shape.dim, ("B", "T"), strict=False):
         dim.dim_param = name

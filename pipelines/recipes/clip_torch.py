@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
 from pipelines.exporter import OPSET
+from pipelines.exporter import load as load_onnx
 
 NUM_THREADS = 1  # of the reference: the order of its sums, and so its last bits, depend on their number
 MASKED = -1e4  # added to a score: its exponential is 0 in float32, and the number is finite in float16
@@ -30,8 +31,8 @@ def to_onnx(folder: Path, scratch: Path) -> Mapping[str, Any]:
     image = {"pixel_values": torch.zeros(2, 3, side, side)}
     with _deterministic():
         return {
-            "text": _export(_text_tower(model), text, {0: "B", 1: "T"}, dimension, scratch / "text"),
-            "image": _export(_image_tower(model), image, {0: "B"}, dimension, scratch / "image"),
+            "text": _export(_text_tower(model), text, {0: "B", 1: "T"}, dimension, scratch, "text"),
+            "image": _export(_image_tower(model), image, {0: "B"}, dimension, scratch, "image"),
         }
 
 
@@ -128,13 +129,14 @@ def _image_tower(clip: Any) -> Any:
     return ImageTower().eval()
 
 
-def _export(module: Any, inputs: Mapping[str, Any], axes: Mapping[int, str], dimension: int, folder: Path) -> Any:
-    """A module -> `onnx.ModelProto` with its weights inside. Raises ExportError."""
-    import onnx
+def _export(
+    module: Any, inputs: Mapping[str, Any], axes: Mapping[int, str], dimension: int, scratch: Path, tower: str
+) -> Any:
+    """A module -> `onnx.ModelProto`, as pipelines.exporter.load reads it. Raises ExportError."""
     import torch
 
-    folder.mkdir()
-    path = folder / "model.onnx"
+    (scratch / tower).mkdir()
+    path = scratch / tower / "model.onnx"
     try:
         with torch.inference_mode():
             torch.onnx.export(
@@ -149,7 +151,7 @@ def _export(module: Any, inputs: Mapping[str, Any], axes: Mapping[int, str], dim
             )
     except Exception as error:  # the exporter and torch raise whatever they like
         raise ExportError(f"torch.onnx could not export a tower: {type(error).__name__}: {error}") from error
-    model = onnx.load(path)
+    model = load_onnx(path, scratch)
     width = model.graph.output[0].type.tensor_type.shape.dim[1]
     width.dim_value = dimension  # the exporter names it after a node
     return model

@@ -1,0 +1,149 @@
+"""All that is compared, started: this server once per model, Infinity with each engine, the engine alone."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import equivalence, limits, servers
+from benchmarks.prepare import Built
+from benchmarks.raw_engine import RawEngine, Read
+from benchmarks.servers import Running
+from pipelines.bench import suite
+from pipelines.bench.corpus import Corpus
+from pipelines.bench.endpoint import Endpoint
+from pipelines.bench.job import Generator
+from pipelines.bench.results import Check, Load, Server, Table
+from pipelines.bench.scenarios import Requests
+from pipelines.bench.suite import Say, Target, Wanted
+
+OURS = "enginery"
+# What the peer's engines are tried with before one of them is chosen for each kind of load: scenario -> concurrency.
+TRIALS = {"query-20": 7, "passage-300": 1, "mixed": 32, "rerank-20": 1}
+TRIAL_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """Everything that runs."""
+
+    embed: Built
+    rerank: Built
+    own: Mapping[str, Running]  # by model
+    engines: Mapping[str, RawEngine]  # by model
+    peers: Mapping[str, Running]  # by engine; each serves both models
+
+    def built(self, requests: Requests) -> Built:
+        """The model that a scenario is for."""
+        return self.rerank if requests.scenario.task == "rerank" else self.embed
+
+    def ours(self, built: Built) -> Target:
+        running = self.own[built.name]
+        return Target(name=OURS, endpoint=Endpoint(url=running.url, model=built.name), pid=running.pid)
+
+    def peer(self, engine: str, built: Built) -> Target:
+        running = self.peers[engine]
+        endpoint = Endpoint(url=running.url, model=built.name, ranking="cohere")
+        return Target(name=peer_name(engine), endpoint=endpoint, pid=running.pid)
+
+
+@contextmanager
+def start(
+    embed: Built,
+    rerank: Built,
+    *,
+    peer_models: Path,
+    peer_python: Path,
+    peer_engines: Sequence[str],
+    logs: Path,
+    say: Say,
+) -> Iterator[Fleet]:
+    """peer_models: the folder of both models as Infinity reads them. peer_engines: none, and no peer is started."""
+    with ExitStack() as stack:
+        own = {b.name: stack.enter_context(servers.enginery(b.folder, logs / f"{b.name}.log")) for b in (embed, rerank)}
+        engines = {b.name: stack.enter_context(RawEngine(b.folder, b.profile)) for b in (embed, rerank)}
+        peers = {}
+        for engine in peer_engines:
+            say(f"start Infinity, {engine}")
+            folders = [peer_models / embed.name, peer_models / rerank.name]
+            started = servers.infinity(peer_python, folders, engine, logs / f"infinity-{engine}.log")
+            peers[engine] = stack.enter_context(started)
+        yield Fleet(embed=embed, rerank=rerank, own=own, engines=engines, peers=peers)
+
+
+def peer_name(engine: str) -> str:
+    return f"Infinity {engine}"
+
+
+def compare(fleet: Fleet, of_embed: Corpus, of_rerank: Corpus) -> list[Check]:
+    """Every peer's answers, and the engine's alone, against this server's. The texts: cut by each model's tokenizer."""
+    embed, rerank = fleet.embed, fleet.rerank
+    texts = of_embed.texts(equivalence.lengths(embed.max_tokens), seed=7)
+    of_query = min(16, rerank.max_tokens // 4)
+    of_passages = equivalence.lengths(rerank.max_tokens - of_query)  # special tokens are in both
+    query, *passages = of_rerank.texts([of_query, *of_passages], seed=8)
+    of_texts: dict[str, NDArray[np.float32]] = {}
+    of_pairs: dict[str, NDArray[np.float32]] = {}
+    for built, found in ((embed, of_texts), (rerank, of_pairs)):
+        for target in (fleet.ours(built), *(fleet.peer(engine, built) for engine in fleet.peers)):
+            end = target.endpoint
+            found[target.name] = (
+                equivalence.vectors(end, texts) if built is embed else equivalence.scores(end, query, passages)
+            )
+    of_texts[limits.NAME] = fleet.engines[embed.name].read(Read(texts=tuple(texts)))
+    of_pairs[limits.NAME] = fleet.engines[rerank.name].read(Read(texts=tuple(passages), query=query))[:, 0]
+    return equivalence.checks(of_texts, of_pairs, OURS)
+
+
+def try_peers(
+    fleet: Fleet, all_requests: Sequence[Requests], generator: Generator, say: Say
+) -> tuple[dict[str, str], list[Table]]:
+    """Kind of load -> the fastest of the peer's engines, and the figures by which it was chosen."""
+    chosen: dict[str, str] = {}
+    columns, by_engine = [""], {engine: [peer_name(engine)] for engine in fleet.peers}
+    for requests in all_requests:
+        name = requests.scenario.name
+        if name not in TRIALS or not fleet.peers:
+            continue
+        load, tried = Load(concurrency=TRIALS[name]), {}
+        columns.append(f"{name}, {load.words}")
+        for engine in fleet.peers:
+            target = fleet.peer(engine, fleet.built(requests))
+            wanted = Wanted(
+                target=target, requests=requests, load=load, seconds=TRIAL_S, num_requests=suite.fixed(requests)
+            )
+            suite.measure(generator, wanted, 1)  # warms up
+            tried[engine] = suite.measure(generator, wanted, 0).figures.items_per_s
+            by_engine[engine].append(f"{tried[engine]:.1f} items/s")
+            say(f"trial: {target.name}, {name}, {load.words}: {tried[engine]:.1f} items/s")
+        chosen[requests.scenario.kind] = max(tried, key=lambda engine: tried[engine])
+    note = (
+        "The fastest one for each kind of load goes through all rounds. torch-bf16 is Infinity made to run in bf16 "
+        "without its own attention kernels (--dtype bfloat16 --no-bettertransformer); by itself it runs in fp32."
+    )
+    rows = tuple(tuple(row) for row in by_engine.values())
+    title = "Infinity's engines, each tried once"
+    return chosen, [Table(title=title, columns=tuple(columns), rows=rows, note=note)] if chosen else []
+
+
+def described(fleet: Fleet, chosen: Mapping[str, str], version: str) -> tuple[Server, ...]:
+    """What the report says of each. version: of the peer."""
+    embed = fleet.embed
+    words = f"{embed.profile} ({embed.backend}, {embed.precision}), chosen by itself; a process for each model"
+    found = [Server(name=OURS, words=words, role="ours")]
+    for engine in fleet.peers:
+        kinds = ", ".join(kind for kind, name in chosen.items() if name == engine)
+        if kinds:
+            flags = shlex.join(servers.INFINITY_ENGINES[engine])
+            words = f"infinity_emb {version} v2 {flags}; measured for: {kinds}"
+            found.append(Server(name=peer_name(engine), words=words, role="peer"))
+    words = (
+        "the same profile in a process of its own, called in a loop with the best batch shape: no server can pass it"
+    )
+    return (*found, Server(name=limits.NAME, words=words, role="limit"))

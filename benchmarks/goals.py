@@ -1,0 +1,102 @@
+"""What the project asks of itself, checked against one run's figures: ratios to the peer and to the engine."""
+
+from __future__ import annotations
+
+from pipelines.bench.results import Cell, Check, Load, Results
+
+TIMES_THE_PEER = 3.0
+OF_THE_ENGINE = 0.9
+# scenario, concurrency
+AGAINST_PEER = (
+    ("query-20", 1),
+    ("query-20", 7),
+    ("passage-300", 1),
+    ("passage-300", 3),
+    ("mixed", 32),
+    ("rerank-10", 1),
+    ("rerank-20", 1),
+    ("rerank-20", 3),
+    ("rerank-40", 1),
+)
+AT_SATURATION = (("query-20", 15), ("passage-300", 5), ("passage-512", 5), ("rerank-20", 5), ("mixed", 32))
+LOADS = frozenset(AGAINST_PEER + AT_SATURATION)  # these go through all rounds
+QUERY_FACTOR, QUERY_EXTRA_S = 1.3, 0.001
+
+
+def checks(results: Results, ours: str, same: dict[tuple[str, Load], Cell]) -> list[Check]:
+    """same: the engine alone with the batches that the server ran. What was not measured is not judged."""
+    found: list[Check] = []
+    for scenario, concurrency in AGAINST_PEER:
+        load = Load(concurrency=concurrency)
+        cell, peer = results.cell(scenario, load, ours), results.peer_of(scenario, load)
+        if cell is not None and peer is not None:
+            found += against_peer(cell, peer)
+    for scenario, concurrency in AT_SATURATION:
+        load = Load(concurrency=concurrency)
+        cell = results.cell(scenario, load, ours)
+        limit = same.get((scenario, load)) or results.limit_of(scenario, load)
+        if cell is not None and limit is not None:
+            found.append(against_engine(cell, limit))
+    alone = Load(concurrency=1)
+    cell, limit = results.cell("query-20", alone, ours), results.limit_of("query-20", alone)
+    if cell is not None and limit is not None:
+        found.append(one_query(cell, limit))
+    return found
+
+
+def against_peer(cell: Cell, peer: Cell) -> list[Check]:
+    ratio = cell.figures.items_per_s / peer.figures.items_per_s
+    where = f"{cell.scenario}, {cell.load.words}"
+    p99, theirs = cell.figures.latency_s["p99"], peer.figures.latency_s["p99"]
+    return [
+        Check(
+            name=f"{where}: items/s against the best peer ({peer.server})",
+            found=f"{ratio:.2f} x ({cell.figures.items_per_s:.1f} and {peer.figures.items_per_s:.1f})",
+            wanted=f"{TIMES_THE_PEER:.0f} x or more",
+            passed=ratio >= TIMES_THE_PEER,
+        ),
+        Check(
+            name=f"{where}: P99 against the best peer ({peer.server})",
+            found=f"{_ms(p99)} and {_ms(theirs)}",
+            wanted="no worse",
+            passed=p99 <= theirs,
+        ),
+    ]
+
+
+def against_engine(cell: Cell, limit: Cell) -> Check:
+    share = cell.figures.items_per_s / limit.figures.items_per_s
+    return Check(
+        name=f"{cell.scenario}, {cell.load.words}: items/s over HTTP against the engine alone ({limit.shape})",
+        found=f"{share:.0%} ({cell.figures.items_per_s:.1f} of {limit.figures.items_per_s:.1f})",
+        wanted=f"{OF_THE_ENGINE:.0%} or more",
+        passed=share >= OF_THE_ENGINE,
+    )
+
+
+def one_query(cell: Cell, limit: Cell) -> Check:
+    call, p50 = limit.figures.latency_s["p50"], cell.figures.latency_s["p50"]
+    allowed = QUERY_FACTOR * call + QUERY_EXTRA_S
+    return Check(
+        name="one query alone: P50 over HTTP against the engine's call",
+        found=f"{_ms(p50)} and {_ms(call)}",
+        wanted=f"{QUERY_FACTOR} x the call + 1 ms = {_ms(allowed)}, or less",
+        passed=p50 <= allowed,
+    )
+
+
+def at_start(ready_s: float, resident_bytes: float) -> list[Check]:
+    mb = resident_bytes / 1e6
+    return [
+        Check(
+            name="ready after the start of the process",
+            found=f"{ready_s:.2f} s",
+            wanted="2.5 s or less",
+            passed=ready_s <= 2.5,
+        ),
+        Check(name="resident memory at rest", found=f"{mb:.0f} MB", wanted="400 MB or less", passed=mb <= 400),
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"

@@ -1,0 +1,167 @@
+"""How much of the engine's work is padding under a mixed stream, and whether long texts starve short ones.
+
+python -m benchmarks.padding [dist/MODEL] [--seconds 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks import servers, special
+from benchmarks.special import Ground, Special
+from pipelines.bench import scrape
+from pipelines.bench.figures import of_run
+from pipelines.bench.job import Generator, Outcome
+from pipelines.bench.results import Check, Table
+from pipelines.bench.scenarios import Requests
+from pipelines.bench.scrape import Inside
+from pipelines.bench.suite import Target
+
+CONCURRENCY = 32
+MOST_WASTE = 0.15
+LONG_CONCURRENCY, QUERY_RATE = 3, 20.0
+TIMES_A_BATCH = 3.0
+
+
+def run(on: Ground, seconds: float) -> Special:
+    with servers.enginery(on.built.folder, on.scratch / "padding.log") as running:
+        target = on.target(running.url, running.pid)
+        stream = padding(on, target, seconds)
+        starved = starvation(on, target, seconds)
+    return Special(tables=stream.tables + starved.tables, checks=stream.checks + starved.checks)
+
+
+def padding(on: Ground, target: Target, seconds: float) -> Special:
+    """The mixed stream at saturation, and what a plain FIFO would pad of the same items in the same order."""
+    requests = on.requests("mixed")
+    with Generator() as generator:
+        target.endpoint.measure(generator, requests, seconds=3, concurrency=CONCURRENCY)  # warms up
+        inside, outcome = inside_of(generator, target, requests, seconds=seconds, concurrency=CONCURRENCY)
+    found = of_run(outcome, requests)
+    sent = np.frombuffer(outcome.which, dtype=np.uint32).tolist()
+    real = sum(requests.num_tokens[which] for which in sent)
+    num_batches = sum(requests.num_items[which] for which in sent) / (inside.batch_items or 1.0)
+    padded = (inside.batch_tokens or 0.0) * num_batches / max(1e-9, 1 - (inside.padding_waste or 0.0))
+    waste = 1 - real / padded if padded else float("nan")
+    lengths = [length for which in sorted(set(sent)) for length in lengths_of(requests, which)]
+    size = max(1, round(inside.batch_items or 1))
+    fifo, packed = fifo_waste(lengths, size), fifo_waste(sorted(lengths), size)
+    rows = (
+        ("this server: padded share of what the engine ran", f"{waste:.1%}"),
+        ("as its metrics tell (padding_waste_ratio)", f"{inside.padding_waste or 0:.1%}"),
+        (f"a plain FIFO, batches of {size} in order of arrival", f"{fifo:.1%}"),
+        (f"all items known and sorted, batches of {size}", f"{packed:.1%}"),
+        ("mean batch", f"{inside.batch_items or 0:.1f} items, {inside.batch_tokens or 0:.0f} tokens"),
+        ("throughput", f"{found.items_per_s:.1f} items/s, {found.tokens_per_s:.0f} tokens/s"),
+        ("engine busy", f"{inside.engine_busy or 0:.0%}"),
+    )
+    return Special(
+        tables=(
+            Table(
+                title=f"Padding: the mixed stream, {CONCURRENCY} requests at a time",
+                columns=("", ""),
+                rows=rows,
+                note="Texts of 5 to 512 tokens (log-normal), 1 to 8 in a request. Widths that the server rounds up are "
+                "padding in the first line; the FIFO rounds nothing.",
+            ),
+        ),
+        checks=(
+            Check(
+                name="padding of the mixed stream at saturation",
+                found=f"{waste:.1%} (a plain FIFO: {fifo:.1%})",
+                wanted=f"{MOST_WASTE:.0%} or less",
+                passed=bool(waste <= MOST_WASTE),
+            ),
+        ),
+    )
+
+
+def starvation(on: Ground, target: Target, seconds: float) -> Special:
+    """Short queries at a low rate, alone and beside requests of 64 texts of 512 tokens."""
+    long, short = on.requests("passage-512"), on.requests("query-20")
+    with Generator() as first, Generator() as second:
+        target.endpoint.measure(first, long, seconds=1, concurrency=1, min_requests=1)  # warms up
+        alone = of_run(query_load(second, target, short, seconds / 2), short).latency_s
+        passages, only_long = inside_of(first, target, long, seconds=seconds / 2, concurrency=LONG_CONCURRENCY)
+        results: list[tuple[Inside, Outcome]] = []
+        streaming = threading.Thread(
+            target=lambda: results.append(
+                inside_of(first, target, long, seconds=seconds + 3, concurrency=LONG_CONCURRENCY)
+            )
+        )
+        streaming.start()
+        threading.Event().wait(1.5)  # the queue is full of passages
+        beside = of_run(query_load(second, target, short, seconds), short).latency_s
+        streaming.join()
+    _, both = results[0]
+    of_long, of_both = (of_run(outcome, long).items_per_s for outcome in (only_long, both))
+    batch = passages.engine_s or 0.0
+    rows = (
+        ("queries alone", _latency(alone)),
+        ("queries while passages stream", _latency(beside)),
+        ("one batch of passages", f"{1e3 * batch:.1f} ms on average"),
+        ("passages alone and beside the queries", f"{of_long:.1f} and {of_both:.1f} items/s"),
+    )
+    ratio = beside["p99"] / batch if batch else float("inf")
+    return Special(
+        tables=(
+            Table(
+                title=f"Starvation: {QUERY_RATE:.0f} queries/s beside {LONG_CONCURRENCY} x 64 texts of 512 tokens",
+                columns=("", ""),
+                rows=rows,
+                note="Open load of queries: their latency counts from when they were due.",
+            ),
+        ),
+        checks=(
+            Check(
+                name="P99 of short queries while 512-token passages stream",
+                found=f"{1e3 * beside['p99']:.0f} ms, {ratio:.1f} batches",
+                wanted=f"{TIMES_A_BATCH:.0f} times one batch ({1e3 * batch:.0f} ms) or less",
+                passed=ratio <= TIMES_A_BATCH,
+            ),
+        ),
+    )
+
+
+def inside_of(
+    generator: Generator, target: Target, requests: Requests, *, seconds: float, concurrency: int
+) -> tuple[Inside, Outcome]:
+    """A closed load, and what the server's metrics say of it."""
+    before = scrape.read(target.endpoint.url)
+    _, outcome = target.endpoint.measure(generator, requests, seconds=seconds, concurrency=concurrency)
+    after = scrape.read(target.endpoint.url)
+    return scrape.between(before, after, outcome.wall_s, {}), outcome
+
+
+def query_load(generator: Generator, target: Target, requests: Requests, seconds: float) -> Outcome:
+    _, outcome = target.endpoint.measure(
+        generator, requests, mode="poisson", rate=QUERY_RATE, seconds=seconds, concurrency=8
+    )
+    return outcome
+
+
+def lengths_of(requests: Requests, which: int) -> Sequence[int]:
+    start = sum(requests.num_items[:which])
+    return requests.lengths[start : start + requests.num_items[which]]
+
+
+def fifo_waste(lengths: Sequence[int], size: int) -> float:
+    """The padded share when items are cut into batches of `size` in the order given."""
+    batches = [lengths[n : n + size] for n in range(0, len(lengths), size)]
+    padded = sum(len(batch) * max(batch) for batch in batches)
+    return 1 - sum(lengths) / padded if padded else 0.0
+
+
+def _latency(found: dict[str, float]) -> str:
+    return ", ".join(f"{name.upper()} {1e3 * found[name]:.1f} ms" for name in ("p50", "p90", "p99", "max"))
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=float, default=20.0)
+    sys.exit(special.main_of("Padding and starvation", lambda on, given: run(on, given.seconds), options))

@@ -1,0 +1,184 @@
+"""The limit: the engine alone in a process of its own, loaded as the server loads it, asked without a server.
+
+Run as a module it is that process: python -m benchmarks.raw_engine dist/MODEL PROFILE
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from pipelines.bench.job import read_message, write_message
+from pipelines.errors import EngineryError
+from serving import backends, cache, hardware, manifest
+from serving.backends.base import LoadOptions
+from serving.tasks import embed, rerank
+from serving.tasks.spec import load_spec
+
+ENGINES = ("engine.blob", "engine.onnx")
+
+
+class Timed(msgspec.Struct, frozen=True, kw_only=True, tag="time"):
+    """Run these batches over and over; answered with the seconds of each, in turn."""
+
+    batches: tuple[tuple[int, ...], ...]  # the tokens of each item
+    seconds: float  # at least; a pass over all batches is always finished
+    multiple: int = 1  # widths are rounded up to it, as the server does
+
+
+class Read(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
+    """Embed each text, or score each passage for the query, one at a time; answered with the numbers."""
+
+    texts: tuple[str, ...]
+    query: str | None = None
+
+
+class Times(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of each batch of each pass."""
+
+    seconds: bytes  # float64 (passes, batches)
+
+
+class Numbers(msgspec.Struct, frozen=True, kw_only=True):
+    """Vectors or scores."""
+
+    numbers: bytes  # float32 (N, D)
+    dimension: int
+
+
+class RawEngine:
+    """The parent's side. Use as a context."""
+
+    def __init__(self, model_dir: Path, profile: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.raw_engine", str(model_dir), profile]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def times(self, asked: Timed) -> NDArray[np.float64]:
+        """(passes, batches) seconds."""
+        answer = msgspec.msgpack.decode(self._ask(asked), type=Times)
+        return np.frombuffer(answer.seconds, dtype=np.float64).reshape(-1, len(asked.batches))
+
+    def read(self, asked: Read) -> NDArray[np.float32]:
+        """(N, D)."""
+        answer = msgspec.msgpack.decode(self._ask(asked), type=Numbers)
+        return np.frombuffer(answer.numbers, dtype=np.float32).reshape(-1, answer.dimension)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5)
+
+    def __enter__(self) -> RawEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, asked: Timed | Read) -> bytes:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            write_message(self._process.stdin, msgspec.msgpack.encode(asked))
+            answer = read_message(self._process.stdout)
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            raise EngineryError(f"the raw engine ended with code {self._process.wait(10)}; its error is above")
+        return answer
+
+
+def items_per_s(seconds: NDArray[np.float64], batches: Sequence[Sequence[int]]) -> float:
+    """Of a timing: the items of a pass by its median time."""
+    return sum(len(batch) for batch in batches) / float(np.median(seconds.sum(axis=1)))
+
+
+def packed(lengths: Sequence[int], *, max_tokens: int, max_items: int) -> tuple[tuple[int, ...], ...]:
+    """Batches of items sorted by length: less padding than any server can reach that must answer in order."""
+    batches: list[tuple[int, ...]] = []
+    batch: list[int] = []
+    for length in sorted(lengths):
+        if batch and ((len(batch) + 1) * length > max_tokens or len(batch) >= max_items):
+            batches.append(tuple(batch))
+            batch = []
+        batch.append(length)
+    return (*batches, tuple(batch)) if batch else tuple(batches)
+
+
+class _Engine:
+    """The child's side."""
+
+    def __init__(self, model_dir: Path, name: str) -> None:
+        root = model_dir / "rootfs" / "opt" / "nim"
+        offered = manifest.read(root / "etc" / "default" / "model_manifest.yaml")
+        profile = next(profile for profile in offered.profiles if profile.name == name)
+        files = cache.fetch(profile, root=root)
+        self._spec = load_spec(files["task.json"])
+        self._tower = self._spec.towers[0]
+        self._tokenizer = files["tokenizer.json"]
+        self._num_tokens = Tokenizer.from_buffer(self._tokenizer).get_vocab_size()
+        options = LoadOptions(
+            precision=profile.precision,
+            num_threads=hardware.detect(cpu_only=True).num_cpus,
+            cpu_isa=profile.tags.get("cpu_isa") or None,
+        )
+        engine = next(files[name] for name in ENGINES if name in files)
+        self._infer = backends.load(profile.backend, engine, options).infer
+
+    def time(self, asked: Timed) -> Times:
+        rng = np.random.default_rng(0)
+        inputs = [
+            self._tower.collate([self._item(rng, length) for length in batch], multiple=asked.multiple)
+            for batch in asked.batches
+        ]
+        for arrays in inputs:  # kernels of new shapes are prepared
+            self._infer(arrays)
+        seconds: list[float] = []
+        begun = time.perf_counter()
+        while not seconds or time.perf_counter() - begun < asked.seconds:
+            for arrays in inputs:
+                started = time.perf_counter()
+                self._infer(arrays)
+                seconds.append(time.perf_counter() - started)
+        return Times(seconds=np.array(seconds).tobytes())
+
+    def read(self, asked: Read) -> Numbers:
+        if isinstance(self._spec, rerank.RerankSpec):
+            items = rerank.Encoder(self._tokenizer, self._spec).encode(asked.query or "", asked.texts)
+        elif isinstance(self._spec, embed.EmbedSpec):
+            items = embed.Encoder(self._tokenizer, self._spec).encode(asked.texts)
+        else:
+            raise EngineryError(f"a model of {self._spec.task} is not measured")
+        rows = [self._infer(self._tower.collate([item])) for item in items]
+        numbers = np.concatenate(rows).astype(np.float32)
+        return Numbers(numbers=numbers.tobytes(), dimension=numbers.shape[1])
+
+    def _item(self, rng: np.random.Generator, length: int) -> NDArray[Any]:
+        ids = rng.integers(self._num_tokens // 2, self._num_tokens, length)
+        return np.stack([ids, np.zeros_like(ids)]) if isinstance(self._spec, rerank.RerankSpec) else ids
+
+
+def main(model_dir: Path, profile: str) -> None:
+    """Answer until the parent closes."""
+    engine = _Engine(model_dir, profile)
+    decoder = msgspec.msgpack.Decoder(Timed | Read)
+    while (message := read_message(sys.stdin.buffer)) is not None:
+        asked = decoder.decode(message)
+        answer = engine.time(asked) if isinstance(asked, Timed) else engine.read(asked)
+        write_message(sys.stdout.buffer, msgspec.msgpack.encode(answer))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,139 @@
+"""Round by round: every server in turn, then the engine alone, so that what slows the machine slows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from benchmarks import goals, limits
+from benchmarks.fleet import OURS, Fleet
+from pipelines.bench import bounds, suite
+from pipelines.bench.job import Generator
+from pipelines.bench.results import Cell, Load, Table
+from pipelines.bench.scenarios import Requests
+from pipelines.bench.suite import Say, Target, Wanted
+
+SECONDS = {"query": 2.5, "passage": 2.0, "mixed": 4.0, "rerank": 1.5}
+SHORT_SECONDS = {"query": 1.5, "passage": 1.5, "mixed": 3.0, "rerank": 1.5}
+SHORT_LOADS = {"query-20": (1, 7), "passage-300": (1, 3), "mixed": (32,), "rerank-20": (1,)}
+OPEN_SCENARIOS, OPEN_SHARES, OPEN_ROUNDS, OPEN_S = ("query-20", "mixed"), (0.5, 0.8), 3, 4.0
+SAME_ROUNDS = 3
+OTHER_ROUNDS = 3  # of loads that no goal is about: half an hour is what all of it may take
+
+Same = dict[tuple[str, Load], Cell]
+
+
+def closed_loads(requests: Requests, *, short: bool) -> list[Load]:
+    scenario = requests.scenario
+    return [Load(concurrency=n) for n in (SHORT_LOADS.get(scenario.name, ()) if short else scenario.concurrency)]
+
+
+def take(
+    fleet: Fleet,
+    all_requests: Sequence[Requests],
+    chosen: Mapping[str, str],
+    generator: Generator,
+    say: Say,
+    *,
+    rounds: int,
+    short: bool,
+) -> tuple[list[Cell], list[str]]:
+    """All cells, and what went wrong. chosen: kind of load -> the peer's engine."""
+    wanted: list[Wanted] = []
+    turns: list[limits.Limit] = []
+    for requests in all_requests:
+        kind, built = requests.scenario.kind, fleet.built(requests)
+        targets = [fleet.ours(built), *([fleet.peer(chosen[kind], built)] if kind in chosen else [])]
+        seconds = (SHORT_SECONDS if short else SECONDS)[kind]
+        for target in targets:  # kernels for the scenario's shapes are prepared before the first round counts
+            warm = Wanted(target=target, requests=requests, load=Load(concurrency=2), seconds=1)
+            suite.measure(generator, warm, 3)
+        loads = closed_loads(requests, short=short)
+        wanted += [
+            Wanted(
+                target=target,
+                requests=requests,
+                load=load,
+                seconds=seconds,
+                num_requests=suite.fixed(requests),
+                rounds=0 if short or (requests.scenario.name, load.concurrency) in goals.LOADS else OTHER_ROUNDS,
+            )
+            for load in loads
+            for target in targets
+        ]
+        turns += limits.limits(requests, loads, fleet.engines[built.name], max_items=built.max_batch)
+    cells, notes = suite.run(
+        wanted, rounds=rounds, say=say, between=lambda _: limits.take_turns(turns), generator=generator
+    )
+    if not short:
+        opened = open_loads(all_requests, cells, wanted)
+        more_cells, more_notes = suite.run(opened, rounds=OPEN_ROUNDS, say=say, generator=generator)
+        cells, notes = cells + more_cells, notes + more_notes
+    return [*cells, *(turn.cell() for turn in turns)], notes
+
+
+def open_loads(all_requests: Sequence[Requests], cells: Sequence[Cell], wanted: Sequence[Wanted]) -> list[Wanted]:
+    """Random arrivals at shares of what each server reached, and for this one at the peer's rates too."""
+    found: list[Wanted] = []
+    for requests in all_requests:
+        name = requests.scenario.name
+        if name not in OPEN_SCENARIOS:
+            continue
+        targets: dict[str, Target] = {w.target.name: w.target for w in wanted if w.requests.scenario.name == name}
+        rates: dict[str, set[float]] = {}
+        for server in targets:
+            most = max(c.figures.requests_per_s for c in cells if (c.scenario, c.server) == (name, server))
+            rates[server] = {float(f"{share * most:.2g}") for share in OPEN_SHARES}
+        rates[OURS] |= set().union(*rates.values())
+        found += [
+            Wanted(target=targets[server], requests=requests, load=Load(mode="open", rate=rate), seconds=OPEN_S)
+            for server in targets
+            for rate in sorted(rates[server])
+        ]
+    return found
+
+
+def same_batches(fleet: Fleet, all_requests: Sequence[Requests], cells: Sequence[Cell]) -> Same:
+    """The engine alone with the batches that the server ran under the goals' loads, where its metrics tell them."""
+    by_name = {requests.scenario.name: requests for requests in all_requests}
+    found: Same = {}
+    for cell in cells:
+        requests = by_name[cell.scenario]
+        built = fleet.built(requests)
+        shape = limits.same_batch(cell, requests, max_items=built.max_batch)
+        if cell.server != OURS or shape is None or (cell.scenario, cell.load.concurrency) not in goals.LOADS:
+            continue
+        engine = fleet.engines[built.name]
+        limit = limits.Limit(scenario=cell.scenario, load=cell.load, engine=engine, shapes=[shape])
+        for _ in range(SAME_ROUNDS):
+            limit.take_turn({})
+        found[cell.scenario, cell.load] = limit.cell()
+    return found
+
+
+def with_bounds(cells: Sequence[Cell], same: Same) -> list[Cell]:
+    """The cells; ours say what bounds them."""
+    alone = {(cell.scenario, cell.load): cell for cell in cells if cell.server == limits.NAME}
+
+    def said(cell: Cell) -> str:
+        place = (cell.scenario, cell.load)
+        return bounds.bound(cell, alone.get(place), same.get(place))
+
+    return [msgspec.structs.replace(cell, bound=said(cell)) if cell.server == OURS else cell for cell in cells]
+
+
+def same_table(cells: Sequence[Cell], same: Same) -> Table:
+    rows = []
+    for cell in cells:
+        limit = same.get((cell.scenario, cell.load))
+        if cell.server == OURS and limit is not None:
+            ours, alone = cell.figures.items_per_s, limit.figures.items_per_s
+            words = (cell.scenario, cell.load.words, limit.shape)
+            rows.append((*words, f"{ours:.1f}", f"{alone:.1f}", f"{ours / alone:.0%}"))
+    return Table(
+        title="Over HTTP and the engine alone, with the same batches",
+        columns=("scenario", "load", "mean batch", "items/s over HTTP", "items/s alone", "share"),
+        rows=tuple(rows),
+        note="Batches of the mean size that the server's metrics tell, of the scenario's length, without padding.",
+    )
