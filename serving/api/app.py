@@ -127,6 +127,26 @@ class App:
                     )
                 log.info("request", extra={FIELDS: fields})
 
+    def refuse_at_once(self, method: bytes, path: bytes) -> bytes | None:
+        """An answer in HTTP/1.1 to a request of which only the head is read, when as many are answered as may be.
+
+        It is counted and not logged: what is turned away must cost next to nothing, or an overloaded server does little
+        else.
+        """
+        route = path.decode("latin-1")
+        if method != b"POST" or route not in POSTS or self.state.in_flight < self.limits.max_in_flight:
+            return None
+        response = self._busy().response()
+        self.metrics.answered(route, response.status, 0.0)
+        head = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+        return (
+            f"HTTP/1.1 429 Too Many Requests\r\ncontent-type: {response.content_type}\r\n{head}"
+            f"content-length: {len(response.body)}\r\nx-request-id: {_new_id()}\r\n\r\n"
+        ).encode("ascii") + response.body
+
+    def _busy(self) -> errors.Problem:
+        return errors.busy(f"{self.state.in_flight} requests are being answered; try again", 1)
+
     async def _answer(
         self, route: str, method: str, headers: dict[bytes, bytes], receive: Receive, timing: Timing
     ) -> Response:
@@ -152,7 +172,7 @@ class App:
             raise errors.not_of_this_model(route, task, ROUTES_OF[task])
         _check_media(headers)
         if self.state.in_flight >= self.limits.max_in_flight:
-            raise errors.busy(f"{self.state.in_flight} requests are being answered; try again", 1)
+            raise self._busy()
         self.state.in_flight += 1
         try:
             async with _Deadline(receive, self.limits) as deadline:
@@ -177,7 +197,11 @@ def _route(path: str) -> str:
 def _request_id(headers: dict[bytes, bytes]) -> str:
     """The client's if it is harmless, else a new one: it goes into logs and headers."""
     given = headers.get(b"x-request-id", b"")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else _new_id()
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(128):032x}"  # names a request, and need not be secret
 
 
 def _check_media(headers: dict[bytes, bytes]) -> None:

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving import listen
+from serving import listen, protocol
 from serving.api.state import Limits
 from serving.backends.base import Inputs
 from serving.lanes import Infer
-from serving.logs import JsonFormatter
+from serving.logs import FIELDS, JsonFormatter
 from serving.tasks.base import ONLY
 from tests.serving import api
 from tests.serving.api import Server, listening
@@ -275,6 +275,56 @@ async def test_too_many_requests_at_once_are_turned_away(tiny: Tiny) -> None:
         assert server.state.in_flight == 0
 
 
+async def test_on_a_socket_a_busy_server_answers_from_the_head_and_the_connection_goes_on(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    gate, infer = held(tiny)
+    async with serving(tiny, infer=infer, limits=Limits(max_in_flight=1)) as server, listening(server) as port:
+        base, body = f"http://127.0.0.1:{port}", {"model": "tiny", "input": "w1"}
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(base_url=base) as first, httpx.AsyncClient(base_url=base, limits=limits) as second:
+            waiting = asyncio.create_task(first.post("/v1/embeddings", json=body))
+            while not server.state.in_flight:
+                await asyncio.sleep(0.005)
+            for path in ("/v1/embeddings", "/v1/embeddings?a=b", "/v1/ranking"):
+                refused = await second.post(path, json=body | {"padding": "x" * 500_000})
+                assert refused.status_code == 429
+                assert refused.json()["type"] == "overloaded"
+                assert refused.headers["retry-after"] == "1"
+                assert len(refused.headers["x-request-id"]) == 32
+            assert (await second.get("/v1/health/ready")).status_code == 200
+            gate.set()
+            assert (await waiting).status_code == 200
+            assert (await second.post("/v1/embeddings", json=body)).status_code == 200
+            pool = second._transport._pool  # type: ignore[attr-defined]
+            assert len(pool.connections) == 1
+        told = server.metrics.text().decode()
+        assert 'request_count_total{route="/v1/embeddings",status="429"} 2.0' in told
+        logged = [getattr(record, FIELDS, {}) for record in caplog.records]
+        assert [fields["route"] for fields in logged if fields.get("status") == 429] == ["/v1/embeddings"]  # with ?a=b
+
+
+async def test_a_busy_server_closes_a_connection_whose_client_wants_that(tiny: Tiny) -> None:
+    gate, infer = held(tiny)
+    async with serving(tiny, infer=infer, limits=Limits(max_in_flight=1)) as server, listening(server) as port:
+        waiting = asyncio.create_task(server.embed())
+        while not server.state.in_flight:
+            await asyncio.sleep(0.005)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\n"
+        writer.write(head + b"{}")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"  ")
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert answer.endswith(b"}")
+        writer.close()
+        gate.set()
+        assert (await waiting).status_code == 200
+
+
 async def test_a_hanging_engine_ends_in_504_and_its_request_leaves_the_queue(tiny: Tiny) -> None:
     gate, infer = held(tiny)
     async with serving(tiny, infer=infer, limits=Limits(request_timeout_s=0.1)) as server:
@@ -426,7 +476,7 @@ async def raw(port: int, data: bytes, *, wait_s: float = 5.0) -> bytes:
 
 
 async def test_heads_that_are_slow_or_large_are_cut_off(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     async with listening(server) as port:
         slow = await asyncio.gather(*(raw(port, b"GET /v1/health/live HTTP/1.1\r\nhost:") for _ in range(20)))
         assert all(answer.startswith(b"HTTP/1.1 408") for answer in slow)
