@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,18 @@ async def test_labels_do_not_grow_with_bad_paths(server: Server) -> None:
         'queue_time_seconds_count{tower="model"} 1.0',
     ):
         assert name in text
+
+
+@pytest.mark.parametrize("text", ["plain", "two\nlines", "half a pair \ud800", "\x1b[31m"])
+def test_a_json_line_is_one_line_whatever_it_says(text: str) -> None:
+    record = logging.LogRecord("n", logging.INFO, "f", 1, text, None, None)
+    setattr(record, FIELDS, {"text": text, "path": Path("a")})
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert "\x1b" not in line
+    told = json.loads(line)
+    assert (told["message"], told["text"], told["path"]) == (text, text, "a")
+    assert datetime.fromisoformat(told["time"]).timestamp() == pytest.approx(record.created, abs=0.002)
 
 
 async def test_a_request_leaves_one_json_line_that_it_cannot_forge(
