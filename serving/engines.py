@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -21,10 +19,6 @@ from serving.tasks.base import Tower, file_stem
 from serving.tasks.spec import Spec
 
 ENDINGS = (".plan", ".blob", ".onnx")
-# Of the threads that compute on a CPU: the event loop then gets a core when it has something to do, and does not wait
-# for a batch.
-NICE = 5
-
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
@@ -49,9 +43,7 @@ def load_engines(
         slowdown = float("inf") if settings.performance_mode == "throughput" else layout.MAX_SLOWDOWN
         chosen, engine = layout.choose(
             engines.pop(main.name),
-            lambda other: _in_background(
-                lambda: backends.load(profile.backend, data[main.name], _with(options, other))
-            ),
+            lambda other: backends.load(profile.backend, data[main.name], _with(options, other)),
             main,
             options.num_threads,
             slowdown,
@@ -87,33 +79,12 @@ def _load_all(backend: str, data: Mapping[str, bytes], options: LoadOptions) -> 
     engines: dict[str, Backend] = {}
     try:
         for tower, content in data.items():
-            engines[tower] = _in_background(lambda content=content: backends.load(backend, content, options))  # type: ignore[misc]
+            engines[tower] = backends.load(backend, content, options)
     except Exception:
         for engine in engines.values():
             engine.close()
         raise
     return engines
-
-
-def _in_background(load: Callable[[], Backend]) -> Backend:
-    """Load in a thread of low priority, which the threads that it starts inherit."""
-    result: list[Backend] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            if hasattr(os, "setpriority"):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-            result.append(load())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="engine-loader")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
 
 
 def _wanted(settings: Settings, num_threads: int) -> Layout | None:
