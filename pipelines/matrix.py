@@ -45,6 +45,7 @@ class Calibration:
 
     num_texts: int
     max_tokens: int
+    max_noise: float  # int8 only: the share of the answers' variance that it may disturb
 
 
 @dataclass(frozen=True, kw_only=True)

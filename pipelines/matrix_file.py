@@ -67,10 +67,11 @@ class ShapesForm(_Form):
 
 
 class CalibrationForm(_Form):
-    """a mapping of num_texts and max_tokens"""
+    """a mapping of num_texts, max_tokens and max_noise"""
 
     num_texts: Count = 32
     max_tokens: Count = 128
+    max_noise: Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.003")] = 0.003
 
 
 class GoldenForm(_Form):

@@ -48,7 +48,11 @@ def _model(name: str, form: ModelForm, folder: Path, problems: Problems) -> Mode
         served_name=form.served_name or name,
         max_tokens=form.max_tokens,
         shapes=ShapeRange(min=_pair(shapes.min), opt=_pair(shapes.opt), max=_pair(shapes.max)),
-        calibration=Calibration(num_texts=form.calibration.num_texts, max_tokens=form.calibration.max_tokens),
+        calibration=Calibration(
+            num_texts=form.calibration.num_texts,
+            max_tokens=form.calibration.max_tokens,
+            max_noise=form.calibration.max_noise,
+        ),
         golden=Golden(num_texts=form.golden.num_texts),
         retrieval=form.retrieval,
         pictures=form.pictures,

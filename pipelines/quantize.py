@@ -16,7 +16,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from pipelines import casts, external_data, fp8
+from pipelines import casts, external_data, fp8, int8
 from pipelines.errors import QuantizeError
 from pipelines.recipes import RECIPES
 from pipelines.stage import StageRequest, StageResult
@@ -24,12 +24,12 @@ from serving.backends.base import Inputs
 from serving.profile import Precision
 from serving.tasks.base import ONLY, TOWERS, suffixed
 
-# How each format finds the range of an activation: entropy clips outliers, which 256 levels need and floats do not.
-CALIBRATION_METHODS = {Precision.FP8: "max", Precision.INT8: "entropy"}
+CALIBRATED = (Precision.FP8, Precision.INT8)
 QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
-Made = tuple[Any, external_data.Content | None]  # an onnx.ModelProto, and what the bytes of a light one's weights are
+# An onnx.ModelProto, what the bytes of a light one's weights are, and facts about how it was made.
+Made = tuple[Any, external_data.Content | None, Mapping[str, Any]]
 
 
 def run(request: StageRequest) -> StageResult:
@@ -42,7 +42,7 @@ def run(request: StageRequest) -> StageResult:
     facts: dict[str, Any] = {}
     for tower in TOWERS[request.params["task"]]:
         name = suffixed("model.onnx", tower)
-        batches = _calibration(request, tower) if precision in CALIBRATION_METHODS else []
+        batches = _calibration(request, tower) if precision in CALIBRATED else []
         files, found = _typed(request, name, precision, make, batches)
         outputs |= {path.name: path for path in files}
         facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in found.items()}
@@ -57,67 +57,75 @@ def _typed(
     with _scratch(request.output_dir) as scratch, _captured() as log:
         try:
             source = external_data.at_hand(request.inputs, name, scratch)
-            model, content = make(source, precision, batches, scratch)
+            model, content, told = make(source, request.params, batches, scratch)
             scrub(model)
             files = external_data.write(model, request.output_dir / name, scratch, beside=beside, content=content)
         except QuantizeError:
             raise
         except Exception as error:  # modelopt, onnx and ONNX Runtime raise whatever they like
-            told = "\n".join(f"  {line}" for line in log.getvalue().splitlines()[-15:])
+            lines = "\n".join(f"  {line}" for line in log.getvalue().splitlines()[-15:])
             raise QuantizeError(
-                f"Model Optimizer could not make {precision}: {type(error).__name__}: {error}\n{told}"
+                f"Model Optimizer could not make {precision}: {type(error).__name__}: {error}\n{lines}"
             ) from error
     if _mentions(files[0], str(request.output_dir)):
         raise QuantizeError("Model Optimizer wrote this build's folder into the ONNX: its bytes would differ elsewhere")
     facts = describe(model)
-    if precision in CALIBRATION_METHODS and not facts["num_quantized_products"]:
+    if precision in CALIBRATED and not facts["num_quantized_products"]:
         raise QuantizeError(f"{precision}: no matrix product of this model was quantized; build it in fp16 instead")
     size_bytes = sum(path.stat().st_size for path in files)
-    return files, {**facts, "num_calibration_texts": len(batches), "size_bytes": size_bytes}
+    return files, {**facts, **told, "num_calibration_texts": len(batches), "size_bytes": size_bytes}
 
 
-def autocast(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Made:
+def autocast(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Made:
     """fp32 ONNX -> fp16 or bf16 ONNX, light; inputs and outputs keep their types."""
     light, folder = external_data.read_light(source, scratch)
-    return casts.with_casts(light, precision, scratch), lambda tensor: casts.rounded(tensor, folder)
+    typed = casts.with_casts(light, Precision(params["precision"]), scratch)
+    return typed, lambda tensor: casts.rounded(tensor, folder), {}
 
 
-def quantize(source: Path, precision: Precision, batches: Sequence[Inputs], scratch: Path) -> Made:
+def to_fp8(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Made:
     """fp32 ONNX -> Q/DQ pairs around the matrix products, fp16 elsewhere, from the activations the batches cause."""
     import onnx
     from modelopt.onnx.quantization import quantize as modelopt_quantize
 
-    large = external_data.is_beside_data(source) or source.stat().st_size > external_data.LARGE_BYTES
-    if large and precision is Precision.FP8:  # Model Optimizer's calibration takes 12 times the weights in memory
+    # Model Optimizer's calibration takes 12 times the weights in memory.
+    if external_data.is_beside_data(source) or source.stat().st_size > external_data.LARGE_BYTES:
         light, folder = external_data.read_light(source, scratch)
-        return fp8.with_pairs(light, folder, batches, scratch)
-    if external_data.is_beside_data(source):
-        raise QuantizeError(
-            f"{precision}: this model has more than 2 GiB of weights in fp32, and Model Optimizer would need many "
-            "times that to calibrate it; build it in fp8, fp16 or bf16"
-        )
+        return *fp8.with_pairs(light, folder, batches, scratch), {}
     # Model Optimizer writes beside its input, and names temporary files after it.
     copy, target = scratch / "fp32.onnx", scratch / "typed.onnx"
     shutil.copyfile(source, copy)
     modelopt_quantize(
         str(copy),
-        quantize_mode=precision.value,
+        quantize_mode="fp8",
         calibration_data_reader=Reader(batches),
-        calibration_method=CALIBRATION_METHODS[precision],
+        calibration_method="max",
         calibration_eps=["cpu"],
         high_precision_dtype="fp16",
         output_path=str(target),
         log_level="WARNING",
     )
-    return onnx.load(target), None
+    return onnx.load(target), None, {}
 
 
-Maker = Callable[[Path, Precision, Sequence[Inputs], Path], Made]
+def to_int8(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Made:
+    """fp32 ONNX -> Q/DQ pairs where the recovery search found that int8 does little harm."""
+    if external_data.is_beside_data(source):
+        raise QuantizeError(
+            "int8: this model has more than 2 GiB of weights in fp32, and the search for what can be int8 holds them "
+            "several times; build it in fp8, fp16 or bf16"
+        )
+    return int8.with_pairs(
+        source, batches, scratch, zero_points=params["zero_points"], max_noise=float(params["max_noise"])
+    )
+
+
+Maker = Callable[[Path, Mapping[str, Any], Sequence[Inputs], Path], Made]
 MAKERS: Mapping[Precision, Maker] = {
     Precision.FP16: autocast,
     Precision.BF16: autocast,
-    Precision.FP8: quantize,
-    Precision.INT8: quantize,
+    Precision.FP8: to_fp8,
+    Precision.INT8: to_int8,
 }
 
 

@@ -113,14 +113,22 @@ class _Layout:
         step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=versions("export"))
         return Ref(step=step, output=name)
 
-    def onnx(self, model: Model, precision: Precision) -> Ref:
-        """The typed ONNX of a precision; the export itself is the fp32 one."""
+    def onnx(self, model: Model, precision: Precision, kind: str) -> Ref:
+        """The typed ONNX of a precision for CPUs or GPUs; the export itself is the fp32 one."""
         if precision is Precision.FP32:
             return self.exported(model, "model.onnx")
+        # TensorRT's int8 is around zero; what a CPU computes with may be around any point, which loses less.
+        zero_points = precision is Precision.INT8 and kind == "cpu"
         step = self.add(
             "quantize",
-            f"{model.name}__{precision}",
-            {"task": model.task, "precision": str(precision), **asdict(model.calibration), **self.pictures(model)},
+            f"{model.name}__{precision}{'__cpu' if zero_points else ''}",
+            {
+                "task": model.task,
+                "precision": str(precision),
+                "zero_points": zero_points,
+                **asdict(model.calibration),
+                **self.pictures(model),
+            },
             {
                 **self.towers(model, "model.onnx", self.exported(model, "model.onnx")),
                 "tokenizer.json": self.exported(model, "tokenizer.json"),
@@ -134,7 +142,7 @@ class _Layout:
     def typed(self, row: Row) -> Ref:
         # OpenVINO writes bf16 itself, better and faster than a graph with casts in it (docs/adr/0003).
         itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
-        return self.onnx(row.model, Precision.FP32 if itself else row.precision)
+        return self.onnx(row.model, Precision.FP32 if itself else row.precision, row.sku.kind)
 
     def engine(self, row: Row) -> Ref:
         params: dict[str, Any] = {

@@ -19,7 +19,7 @@ _MOVERS = frozenset(
     }
 )
 _PRODUCTS = frozenset({"Attention", "Conv", "Gemm", "MatMul"})
-_FORMATS = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8"}  # onnx.TensorProto.DataType
+_FORMATS = {1: "fp32", 2: "int8", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8"}  # onnx.TensorProto.DataType
 _WIDEST_FIRST = ("fp32", "fp16", "bf16", "fp8", "int8")
 
 

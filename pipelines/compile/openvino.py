@@ -15,9 +15,14 @@ from serving.backends.openvino import import_openvino
 from serving.errors import BackendError
 from serving.profile import Precision
 
-# What the matrix products are to run in. int8 pairs are in the graph; the rest of such a graph runs in f32.
+# What the matrix products are to run in. int8 pairs are in the graph; the rest of such a graph runs in bf16 or f32.
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
-REALIZED = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "i8"}
+REALIZED = {
+    Precision.FP32: ("f32",),
+    Precision.BF16: ("bf16",),
+    Precision.FP16: ("f16",),
+    Precision.INT8: ("i8", "u8"),
+}
 PRODUCTS = ("FullyConnected", "MatMul", "ScaledDotProductAttention", "ScaledAttn", "Convolution")
 # oneDNN's names, and the flag of /proc/cpuinfo that a machine must have to compile for them.
 ISA_FLAGS = {
@@ -31,6 +36,7 @@ ISA_FLAGS = {
     "AVX512_CORE_AMX": "amx_bf16",
     "AVX512_CORE_AMX_FP16": "amx_fp16",
 }
+WITH_BF16 = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16")
 LEAST_ISA = {Precision.BF16: "AVX512_CORE_BF16", Precision.FP16: "AVX512_CORE_FP16"}
 
 
@@ -39,6 +45,8 @@ def compile_engine(order: CompileOrder) -> Engine:
     hint = HINTS.get(order.precision)
     if hint is None:
         raise CompileError(f"OpenVINO runs no {order.precision} on a CPU; use {', '.join(HINTS)}")
+    if order.precision is Precision.INT8 and order.cpu_isa in WITH_BF16:
+        hint = HINTS[Precision.BF16]
     ov = _load(order.cpu_isa)
     config = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     try:
@@ -50,8 +58,9 @@ def compile_engine(order: CompileOrder) -> Engine:
         raise CompileError(_refusal(order, str(error))) from error
     realized = _realized(compiled)
     wanted = REALIZED[order.precision]
-    if not realized.get(wanted):
-        raise CompileError(_refusal(order, f"no matrix product came out in {wanted}, only {dict(realized)}"))
+    if not any(realized.get(name) for name in wanted):
+        told = f"no matrix product came out in {' or '.join(wanted)}, only {dict(realized)}"
+        raise CompileError(_refusal(order, told))
     return Engine(
         file_name="engine.blob",
         data=data,

@@ -20,7 +20,8 @@ INPUTS = ("model.onnx", "tokenizer.json", "task.json")
 
 
 def _params(precision: str) -> dict[str, Any]:
-    return {"task": "embed", "precision": precision, "num_texts": 8, "max_tokens": 32}
+    int8 = {"zero_points": True, "max_noise": 0.01}
+    return {"task": "embed", "precision": precision, "num_texts": 8, "max_tokens": 32, **int8}
 
 
 def _inputs(exported: Mapping[str, Path], texts_json: Path) -> dict[str, Path]:
@@ -30,7 +31,7 @@ def _inputs(exported: Mapping[str, Path], texts_json: Path) -> dict[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "min_cosine", "num_quantized"),
-    [("fp16", 0.999, 0), ("bf16", None, 0), ("fp8", 0.95, 12), ("int8", 0.5, 12)],
+    [("fp16", 0.999, 0), ("bf16", None, 0), ("fp8", 0.95, 12), ("int8", 0.98, 12)],
 )
 def test_a_typed_onnx_keeps_its_inputs_and_close_to_the_reference(
     exported: Mapping[str, Path],
