@@ -17,7 +17,8 @@ from pipelines.bench.scenarios import Requests
 NAME = "engine alone"
 QUERY_BATCHES = (1, 2, 3, 4, 6, 8, 11, 15)
 LONG_BATCHES = (1, 4, 8, 13, 16, 32)
-MIXED_BUDGETS = (512, 1024, 2048, 4096)  # tokens of a batch
+MIXED_BUDGETS = (512, 1024, 2048)  # tokens of a batch
+MIXED_ITEMS = 400
 MIXED_MULTIPLE = 16  # OpenVINO prepares kernels anew for each width
 TRY_S, ROUND_S = 0.25, 0.5
 
@@ -29,6 +30,7 @@ class Shape:
     words: str  # "13 x 300"
     batches: tuple[tuple[int, ...], ...]
     multiple: int = 1
+    num_streams: int = 1  # so many at once
 
     @property
     def num_items(self) -> int:
@@ -58,7 +60,12 @@ class Limit:
             key = (id(self.engine), shape.words)
             if key not in known:
                 known[key] = self.engine.times(
-                    Timed(batches=shape.batches, seconds=TRY_S if first else ROUND_S, multiple=shape.multiple)
+                    Timed(
+                        batches=shape.batches,
+                        seconds=TRY_S if first else ROUND_S,
+                        multiple=shape.multiple,
+                        num_streams=shape.num_streams,
+                    )
                 )
         best = max(asked, key=lambda shape: rate(known[(id(self.engine), shape.words)], shape))
         self.chosen = best
@@ -77,47 +84,59 @@ class Limit:
 
 
 def limits(
-    requests: Requests, loads: Iterable[Load], engine: RawEngine, *, max_items: int, max_rounds_items: int = 400
+    requests: Requests, loads: Iterable[Load], engine: RawEngine, *, max_items: int, num_cores: int
 ) -> list[Limit]:
-    """One for each closed load of a scenario. max_items: the most that the engine takes at once."""
+    """One for each closed load of a scenario. max_items: the most that the engine takes at once.
+
+    Batches are run one after another on all cores, and several at once on one core each; the faster way counts.
+    """
     scenario, length = requests.scenario, requests.longest
     found = []
     for load in loads:
         if scenario.kind == "mixed":
-            shapes = mixed_shapes(requests, max_items, max_rounds_items)
+            shapes = [*mixed_shapes(requests, max_items), *mixed_shapes(requests, max_items, num_cores)]
         else:
             at_once = load.concurrency * scenario.batch
             sizes = QUERY_BATCHES if scenario.kind == "query" else LONG_BATCHES
             shapes = [uniform(size, length) for size in sizes if size <= min(at_once, max_items)]
+            at_once //= num_cores
+            streams = (uniform(size, length, num_cores) for size in sizes if size <= min(at_once, max_items))
+            shapes += streams if num_cores > 1 else ()
         found.append(Limit(scenario=scenario.name, load=load, engine=engine, shapes=shapes))
     return found
 
 
-def uniform(size: int, length: int) -> Shape:
-    return Shape(words=f"{size} x {length}", batches=((length,) * size,))
+def uniform(size: int, length: int, num_streams: int = 1) -> Shape:
+    words = f"{_several(num_streams)}{size} x {length}"
+    return Shape(words=words, batches=((length,) * size,), num_streams=num_streams)
 
 
-def mixed_shapes(requests: Requests, max_items: int, most: int) -> list[Shape]:
+def _several(num_streams: int) -> str:
+    return f"{num_streams} at once of " if num_streams > 1 else ""
+
+
+def mixed_shapes(requests: Requests, max_items: int, num_streams: int = 1) -> list[Shape]:
     """The stream's first items, sorted by length and packed: no server that must answer in order can pad less."""
-    lengths = requests.lengths[:most]
+    lengths = requests.lengths[:MIXED_ITEMS]
     return [
         Shape(
-            words=f"sorted, {budget} tokens",
+            words=f"{_several(num_streams)}sorted, {budget} tokens",
             batches=packed(lengths, max_tokens=budget, max_items=max_items),
             multiple=MIXED_MULTIPLE,
+            num_streams=num_streams,
         )
         for budget in MIXED_BUDGETS
     ]
 
 
 def rate(seconds: NDArray[np.float64], shape: Shape) -> float:
-    """Items per second."""
-    return shape.num_items / float(np.median(seconds.sum(axis=1)))
+    """Items per second, by the median time of a pass over the batches."""
+    return shape.num_streams * shape.num_items / float(np.median(seconds.sum(axis=1)))
 
 
 def of_times(seconds: NDArray[np.float64], shape: Shape) -> Figures:
     """As of a server that took the batches one after another: a request is a batch."""
-    passes = float(np.median(seconds.sum(axis=1)))
+    passes = float(np.median(seconds.sum(axis=1))) / shape.num_streams
     return Figures(
         num_requests=seconds.size,
         requests_per_s=len(shape.batches) / passes,
@@ -141,7 +160,9 @@ def same_batch(cell: Cell, requests: Requests, *, max_items: int) -> Shape | Non
     size = cell.inside.batch_items if cell.inside is not None else None
     if size is None or requests.scenario.kind == "mixed":
         return None
-    return uniform(max(1, min(round(size), max_items)), requests.longest)
+    streams = round(cell.inside.engine_streams or 1) if cell.inside is not None else 1
+    alone = cell.load.concurrency * requests.scenario.batch <= 1
+    return uniform(max(1, min(round(size), max_items)), requests.longest, 1 if alone else streams)
 
 
 def take_turns(found: Sequence[Limit]) -> None:

@@ -25,6 +25,7 @@ def run(on: Ground, rounds: int) -> Special:
     root = on.built.folder / "rootfs"
     environ = servers.serving_environment(on.built.folder, 0)
     del environ["NIM_HTTP_API_PORT"]  # it takes the port as an argument
+    environ["NIM_CACHE_PATH"] = str((on.scratch / "cache-null").absolute())
     with (
         servers.module(
             "benchmarks.null_server", [str(root), "PORT"], "/v1/health/ready", on.scratch / "null.log", environ

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tokenizers import Tokenizer
 from pipelines.bench.job import read_message, write_message
 from pipelines.errors import EngineryError
 from serving import backends, cache, hardware, manifest
-from serving.backends.base import LoadOptions
+from serving.backends.base import Backend, LoadOptions
 from serving.tasks import embed, rerank
 from serving.tasks.spec import load_spec
 
@@ -33,6 +35,7 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True, tag="time"):
     batches: tuple[tuple[int, ...], ...]  # the tokens of each item
     seconds: float  # at least; a pass over all batches is always finished
     multiple: int = 1  # widths are rounded up to it, as the server does
+    num_streams: int = 1  # so many threads run the batches at once, each on its share of the cores
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
@@ -43,7 +46,7 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of each batch of each pass."""
+    """Seconds of each batch of each pass, of all streams."""
 
     seconds: bytes  # float64 (passes, batches)
 
@@ -100,11 +103,6 @@ class RawEngine:
         return answer
 
 
-def items_per_s(seconds: NDArray[np.float64], batches: Sequence[Sequence[int]]) -> float:
-    """Of a timing: the items of a pass by its median time."""
-    return sum(len(batch) for batch in batches) / float(np.median(seconds.sum(axis=1)))
-
-
 def packed(lengths: Sequence[int], *, max_tokens: int, max_items: int) -> tuple[tuple[int, ...], ...]:
     """Batches of items sorted by length: less padding than any server can reach that must answer in order."""
     batches: list[tuple[int, ...]] = []
@@ -129,13 +127,13 @@ class _Engine:
         self._tower = self._spec.towers[0]
         self._tokenizer = files["tokenizer.json"]
         self._num_tokens = Tokenizer.from_buffer(self._tokenizer).get_vocab_size()
-        options = LoadOptions(
+        self._options = LoadOptions(
             precision=profile.precision,
             num_threads=hardware.detect(cpu_only=True).num_cpus,
             cpu_isa=profile.tags.get("cpu_isa") or None,
         )
-        engine = next(files[name] for name in ENGINES if name in files)
-        self._infer = backends.load(profile.backend, engine, options).infer
+        self._backend, self._data = profile.backend, next(files[name] for name in ENGINES if name in files)
+        self._loaded: dict[int, Backend] = {}  # by streams
 
     def time(self, asked: Timed) -> Times:
         rng = np.random.default_rng(0)
@@ -143,16 +141,27 @@ class _Engine:
             self._tower.collate([self._item(rng, length) for length in batch], multiple=asked.multiple)
             for batch in asked.batches
         ]
-        for arrays in inputs:  # kernels of new shapes are prepared
-            self._infer(arrays)
-        seconds: list[float] = []
-        begun = time.perf_counter()
-        while not seconds or time.perf_counter() - begun < asked.seconds:
-            for arrays in inputs:
-                started = time.perf_counter()
-                self._infer(arrays)
-                seconds.append(time.perf_counter() - started)
-        return Times(seconds=np.array(seconds).tobytes())
+        infer = self._engine(asked.num_streams).infer
+        found: list[list[float]] = [[] for _ in range(asked.num_streams)]
+        ready = threading.Barrier(asked.num_streams)
+
+        def work(seconds: list[float]) -> None:
+            for arrays in inputs:  # kernels of new shapes are prepared
+                infer(arrays)
+            ready.wait()
+            begun = time.perf_counter()
+            while not seconds or time.perf_counter() - begun < asked.seconds:
+                for arrays in inputs:
+                    started = time.perf_counter()
+                    infer(arrays)
+                    seconds.append(time.perf_counter() - started)
+
+        threads = [threading.Thread(target=work, args=(seconds,)) for seconds in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return Times(seconds=np.concatenate(found).tobytes())
 
     def read(self, asked: Read) -> Numbers:
         if isinstance(self._spec, rerank.RerankSpec):
@@ -161,9 +170,16 @@ class _Engine:
             items = embed.Encoder(self._tokenizer, self._spec).encode(asked.texts)
         else:
             raise EngineryError(f"a model of {self._spec.task} is not measured")
-        rows = [self._infer(self._tower.collate([item])) for item in items]
+        infer = self._engine(1).infer
+        rows = [infer(self._tower.collate([item])) for item in items]
         numbers = np.concatenate(rows).astype(np.float32)
         return Numbers(numbers=numbers.tobytes(), dimension=numbers.shape[1])
+
+    def _engine(self, num_streams: int) -> Backend:
+        if num_streams not in self._loaded:
+            options = replace(self._options, num_streams=num_streams)
+            self._loaded[num_streams] = backends.load(self._backend, self._data, options)
+        return self._loaded[num_streams]
 
     def _item(self, rng: np.random.Generator, length: int) -> NDArray[Any]:
         ids = rng.integers(self._num_tokens // 2, self._num_tokens, length)

@@ -70,10 +70,14 @@ def serving_environment(model_dir: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def enginery(model_dir: Path, log: Path, *, quiet: bool = True, **more: str) -> Iterator[Running]:
-    """This server from its folder. quiet: no line per request, as the peer writes none. more: its environment."""
+def enginery(model_dir: Path, log: Path, *, cache: Path | None = None) -> Iterator[Running]:
+    """This server from its folder. It writes no line per request, as the peer writes none.
+
+    cache: where it keeps what its first start on a machine found out; beside the log when not given.
+    """
     port = free_port()
-    environ = serving_environment(model_dir, port) | ({"NIM_LOG_LEVEL": "WARNING"} if quiet else {}) | more
+    kept = (cache or log.parent / "cache").absolute()
+    environ = serving_environment(model_dir, port) | {"NIM_LOG_LEVEL": "WARNING", "NIM_CACHE_PATH": str(kept)}
     with started(serving_command(), port, "/v1/health/ready", log, environ) as running:
         yield running
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -87,14 +88,16 @@ def measure(given: argparse.Namespace) -> Results:
     limits = {"embed": embed.max_tokens, "rerank": rerank.max_tokens}
     requests = [scenarios.make(s, corpora[s.task], max_tokens=limits[s.task]) for s in wanted]
     say("starts")
-    starts = [start_and_size.measure(embed.folder, given.work / "start") for _ in range(given.starts)]
-    logs = given.work / "logs"
+    cache, logs = given.work / "cache", given.work / "logs"
+    shutil.rmtree(cache, ignore_errors=True)  # what it knows of the machine it finds out in this run
+    first, *starts = (start_and_size.measure(embed.folder, logs, cache) for _ in range(1 + given.starts))
     started = fleets.start(
         embed,
         rerank,
         peer_models=given.work / "models",
         peer_python=given.peer_python,
         peer_engines=() if given.no_peer else SHORT_PEERS if given.short else tuple(servers.INFINITY_ENGINES),
+        cache=cache,
         logs=logs,
         say=say,
     )
@@ -123,7 +126,7 @@ def measure(given: argparse.Namespace) -> Results:
         tables=(
             *trials,
             turns.same_table(cells, same),
-            start_and_size.start_table(starts),
+            start_and_size.start_table(starts, first),
             *special.tables,
             null,
             memory,

@@ -35,11 +35,14 @@ class Start:
     memory: procfs.Memory  # at rest
 
 
-def measure(model_dir: Path, scratch: Path, *, cache: Path | None = None) -> Start:
-    """Start the server once and stop it. Raises EngineryError when it does not get ready."""
+def measure(model_dir: Path, scratch: Path, cache: Path) -> Start:
+    """Start the server once and stop it. Raises EngineryError when it does not get ready.
+
+    cache: where the server keeps what its first start on a machine found out.
+    """
     log = scratch / "start.log"
     port = servers.free_port()
-    environ = servers.serving_environment(model_dir, port) | {"NIM_CACHE_PATH": str(cache or scratch / "cache")}
+    environ = servers.serving_environment(model_dir, port) | {"NIM_CACHE_PATH": str(cache.absolute())}
     begun = time.monotonic()
     with servers.started(servers.serving_command(), port, "/v1/health/live", log, environ) as running:
         live_s = time.monotonic() - begun
@@ -139,8 +142,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path(".bench/start"))
     given = parser.parse_args()
     shutil.rmtree(given.scratch, ignore_errors=True)
-    first = measure(given.model, given.scratch)
-    starts = [measure(given.model, given.scratch) for _ in range(given.starts)]
+    cache = given.scratch / "cache"
+    first, *starts = (measure(given.model, given.scratch, cache) for _ in range(1 + given.starts))
     for table in (start_table(starts, first), *size_tables(given.model, given.model.name)):
         print(f"\n{table.title}")
         width = max(len(row[0]) for row in table.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -62,7 +63,9 @@ def take(
             for load in loads
             for target in targets
         ]
-        turns += limits.limits(requests, loads, fleet.engines[built.name], max_items=built.max_batch)
+        turns += limits.limits(
+            requests, loads, fleet.engines[built.name], max_items=built.max_batch, num_cores=os.cpu_count() or 1
+        )
     cells, notes = suite.run(
         wanted, rounds=rounds, say=say, between=lambda _: limits.take_turns(turns), generator=generator
     )

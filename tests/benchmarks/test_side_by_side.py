@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import equivalence, fleet, goals, limits, prepare, raw_engine, side_by_side, turns
+from benchmarks import equivalence, fleet, goals, limits, prepare, side_by_side, turns
 from benchmarks.raw_engine import RawEngine, Read, Timed, packed
 from pipelines.bench import report, scenarios, tokenizer_files
 from pipelines.bench.corpus import Corpus
@@ -104,9 +104,9 @@ def test_shapes_of_the_limit_hold_no_more_than_the_load_has_under_way() -> None:
     requests = scenarios.Requests(
         scenario=scenario, texts=(), queries=(), num_items=(), num_tokens=(), longest=20, lengths=(20,)
     )
-    found = limits.limits(requests, [Load(concurrency=3)], None, max_items=64)  # type: ignore[arg-type]
-    assert [shape.words for shape in found[0].shapes] == ["1 x 20", "2 x 20", "3 x 20"]
-    (capped,) = limits.limits(requests, [Load(concurrency=15)], None, max_items=8)  # type: ignore[arg-type]
+    found = limits.limits(requests, [Load(concurrency=3)], None, max_items=64, num_cores=2)  # type: ignore[arg-type]
+    assert [shape.words for shape in found[0].shapes] == ["1 x 20", "2 x 20", "3 x 20", "2 at once of 1 x 20"]
+    (capped,) = limits.limits(requests, [Load(concurrency=15)], None, max_items=8, num_cores=2)  # type: ignore[arg-type]
     assert max(shape.num_items for shape in capped.shapes) == 8
 
 
@@ -177,10 +177,19 @@ def test_the_engine_alone_gives_the_vectors_of_its_model(embed_dist: Path, tiny:
     with RawEngine(embed_dist, ROW) as engine:
         found = engine.read(Read(texts=tuple(texts)))
         seconds = engine.times(Timed(batches=((5, 9), (30,)), seconds=0.05, multiple=16))
+        at_once = engine.times(Timed(batches=((5, 9), (30,)), seconds=0.05, num_streams=2))
     assert np.allclose(found, tiny.reference(texts), atol=1e-6)
     assert seconds.shape[1] == 2
     assert (seconds > 0).all()
-    assert raw_engine.items_per_s(np.array([[0.1, 0.2], [0.1, 0.4]]), ((1, 1), (1,))) == pytest.approx(3 / 0.4)
+    assert at_once.shape[1] == 2
+    assert len(at_once) >= 2  # a pass of each
+
+
+def test_rates_of_the_limit_are_of_all_that_runs_at_once() -> None:
+    seconds = np.array([[0.1], [0.1], [0.4]])
+    assert limits.rate(seconds, limits.uniform(5, 20)) == pytest.approx(50)
+    assert limits.rate(seconds, limits.uniform(5, 20, 2)) == pytest.approx(100)
+    assert limits.of_times(seconds, limits.uniform(5, 20, 2)).items_per_s == pytest.approx(100)
 
 
 @pytest.mark.slow
@@ -226,7 +235,14 @@ def test_servers_that_differ_are_not_timed(embed_dist: Path, rerank_dist: Path, 
     embed, rerank = prepare.chosen(embed_dist), prepare.chosen(rerank_dist)
     corpora = [Corpus(tokenizer_files.read(folder).data) for folder in (embed_dist, rerank_dist)]
     started = fleet.start(
-        embed, rerank, peer_models=tmp_path, peer_python=tmp_path, peer_engines=(), logs=tmp_path, say=lambda _: None
+        embed,
+        rerank,
+        peer_models=tmp_path,
+        peer_python=tmp_path,
+        peer_engines=(),
+        cache=tmp_path / "cache",
+        logs=tmp_path,
+        say=lambda _: None,
     )
     with started as running, Generator() as generator:
         right = fleet.compare(running, *corpora)

@@ -77,7 +77,7 @@ def test_phases_are_read_from_the_servers_log() -> None:
 
 
 def test_a_start_is_timed_phase_by_phase(embed_dist: Path, tmp_path: Path) -> None:
-    found = start_and_size.measure(embed_dist, tmp_path)
+    found = start_and_size.measure(embed_dist, tmp_path, tmp_path / "cache")
     assert 0 < found.live_s <= found.ready_s
     assert {"manifest", "load", "prove", "warm-up"} <= set(found.phases)
     assert sum(found.phases.values()) < found.ready_s

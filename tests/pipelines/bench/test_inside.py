@@ -49,6 +49,13 @@ def test_metrics_between_two_readings_are_means_of_what_happened_meanwhile() -> 
     assert found.cpu == pytest.approx(1.5)
 
 
+def test_the_busy_share_is_of_a_stream_where_several_run_at_once() -> None:
+    told = scrape.parse(AFTER + 'engine_streams{tower="model"} 2.0\n')
+    assert scrape.between(scrape.parse(BEFORE), told, 1.0, {}).engine_busy == pytest.approx(0.75)
+    assert scrape.between(scrape.parse(BEFORE), scrape.parse(AFTER), 1.0, {}).engine_busy == pytest.approx(0.75)
+    assert scrape.between(scrape.parse(BEFORE), scrape.parse(AFTER), 1.5, {}).engine_busy == pytest.approx(1.0)
+
+
 def test_a_server_without_metrics_tells_nothing() -> None:
     found = scrape.between({}, {}, 2.0, {})
     assert found == Inside()
@@ -149,6 +156,14 @@ MANY = Load(concurrency=8)
 def test_what_bounds_a_load_is_said_in_words(measured: Cell, says: str) -> None:
     assert says in bounds.bound(measured)
     assert bool(says) == bool(bounds.bound(measured))
+
+
+def test_a_batch_that_takes_longer_than_alone_is_told() -> None:
+    same = Cell(scenario="s", load=MANY, server="alone", figures=figures(125.0), shape="4 x 20")
+    same.figures.latency_s["p50"] = 0.004
+    slow, right = (cell(MANY, Inside(engine_busy=0.9, engine_s=seconds)) for seconds in (0.008, 0.0041))
+    assert "A batch takes 8.00 ms, and 4.00 ms where the engine has" in bounds.bound(slow, None, same)
+    assert "A batch takes" not in bounds.bound(right, None, same)
 
 
 def test_the_share_of_the_limit_is_said() -> None:
