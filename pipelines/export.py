@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +33,11 @@ def run(request: StageRequest) -> StageResult:
         raise ExportError(f"task '{params['task']}' has no recipe; there is one for {', '.join(sorted(RECIPES))}")
     folder = request.inputs.get("model") or sources.resolve(params["source"], Path(params.get("source_base", ".")))
     texts = json.loads(request.inputs["texts.json"].read_bytes())
+    started = time.monotonic()
     with _quiet_and_offline(), _scratch(request.output_dir) as scratch:
         models = recipe.to_onnx(folder, scratch)
+        traced_s = time.monotonic() - started
+        gc.collect()  # modules refer to themselves; the reference loads the model a second time
         for model in models.values():
             canonicalize(model)
         facts = recipe.write_files(models, folder, params, texts, request.output_dir)
@@ -42,7 +47,7 @@ def run(request: StageRequest) -> StageResult:
             written += _write(model, request.output_dir / suffixed("model.onnx", tower), scratch)
     return StageResult(
         outputs={path.name: path for path in written},
-        facts={**facts, "num_nodes": num_nodes, "opset": OPSET},
+        facts={**facts, "num_nodes": num_nodes, "opset": OPSET, "to_onnx_s": round(traced_s, 1)},
     )
 
 

@@ -43,9 +43,8 @@ def with_pairs(light: Any, folder: Path, batches: Sequence[Inputs], scratch: Pat
     """A light fp32 graph -> fp8 where products have a weight and fp16 elsewhere, and what its weights' bytes are."""
     found = products(light)
     maxima = activation_maxima(light, folder, found, batches)
-    chosen = [product for product in found if product.activation in maxima]
-    if not chosen:
-        return casts.with_casts(light, Precision.FP16, scratch), lambda tensor: casts.rounded(tensor, folder)
+    otherwise_used = {product.weight for product in found if product.activation not in maxima}
+    chosen = [product for product in found if product.weight not in otherwise_used]
     largest = {product.node: maxima[product.activation] for product in chosen}
     scales = {p.weight: weight_scales(light, folder, p) for p in chosen}
     typed = casts.with_casts(light, Precision.FP16, scratch)

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import exporter
 from pipelines.errors import ExportError
-from pipelines.exporter import OPSET, optimum_onnx
+from pipelines.exporter import optimum_onnx, torch_onnx
 
 # What the server has to give an engine; a graph that asks for more cannot be served.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -187,24 +186,10 @@ def _decoder_onnx(folder: Path, body: Body, scratch: Path) -> Any:
             mask = torch.where(is_seen, 0.0, MASKED)
             return self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
 
-    axes = {0: "B", 1: "T"}
-    names = ["input_ids", "attention_mask"]
     ids = torch.ones(2, 7, dtype=torch.int64)
-    path = scratch / "body.onnx"
-    try:
-        torch.onnx.export(
-            Masked(),
-            (ids, torch.ones_like(ids)),
-            path,
-            input_names=names,
-            output_names=["last_hidden_state"],
-            dynamic_axes=dict.fromkeys((*names, "last_hidden_state"), axes),
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    except Exception as error:  # torch raises whatever it likes
-        raise ExportError(f"{folder.name}: PyTorch could not export it: {type(error).__name__}: {error}") from error
-    exported = exporter.load(path, scratch)
+    inputs, output = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "last_hidden_state"
+    axes = {name: {0: "B", 1: "T"} for name in (*inputs, output)}
+    exported = torch_onnx(Masked(), inputs, output, axes, scratch / "body.onnx", scratch)
     shape = exported.graph.output[0].type.tensor_type.shape
     for dim, name in zip(shape.dim, ("B", "T"), strict=False):
         dim.dim_param = name

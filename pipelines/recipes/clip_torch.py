@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
-from pipelines.exporter import OPSET
-from pipelines.exporter import load as load_onnx
+from pipelines.exporter import torch_onnx
 
 NUM_THREADS = 1  # of the reference: the order of its sums, and so its last bits, depend on their number
 MASKED = -1e4  # added to a score: its exponential is 0 in float32, and the number is finite in float16
@@ -132,26 +131,13 @@ def _image_tower(clip: Any) -> Any:
 def _export(
     module: Any, inputs: Mapping[str, Any], axes: Mapping[int, str], dimension: int, scratch: Path, tower: str
 ) -> Any:
-    """A module -> `onnx.ModelProto`, as pipelines.exporter.load reads it. Raises ExportError."""
+    """A module -> `onnx.ModelProto`, light if it is large. Raises ExportError."""
     import torch
 
     (scratch / tower).mkdir()
-    path = scratch / tower / "model.onnx"
-    try:
-        with torch.inference_mode():
-            torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                str(path),
-                input_names=list(inputs),
-                output_names=["embeddings"],
-                dynamic_axes={**{name: dict(axes) for name in inputs}, "embeddings": {0: "B"}},
-                opset_version=OPSET,
-                dynamo=False,
-            )
-    except Exception as error:  # the exporter and torch raise whatever they like
-        raise ExportError(f"torch.onnx could not export a tower: {type(error).__name__}: {error}") from error
-    model = load_onnx(path, scratch)
+    dynamic_axes = {**dict.fromkeys(inputs, axes), "embeddings": {0: "B"}}
+    with torch.inference_mode():
+        model = torch_onnx(module, inputs, "embeddings", dynamic_axes, scratch / tower / "model.onnx", scratch)
     width = model.graph.output[0].type.tensor_type.shape.dim[1]
     width.dim_value = dimension  # the exporter names it after a node
     return model

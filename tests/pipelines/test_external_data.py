@@ -162,17 +162,6 @@ def test_what_is_large_stays_in_pieces_until_it_is_written(
     assert [sha256(path) for path in (graph, data)] == [sha256(p) for p in written_at_once(tmp_path / "at-once")]
 
 
-def test_a_large_file_is_worked_on_light_and_written_as_it_was(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(external_data, "LARGE_BYTES", 10_000)
-    (tmp_path / "text").mkdir()
-    read = exporter.load(whole.rename(tmp_path / "text" / "model.onnx"), tmp_path)
-    assert external_data.is_light(read)
-    (again,) = external_data.write(read, tmp_path / "again.onnx", tmp_path, beside=False)
-    assert again.read_bytes() == (tmp_path / "text" / "model.onnx").read_bytes()
-
-
 def test_a_large_file_is_put_beside_its_data_to_be_run(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ WIDTH = 64
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_data, "HEAVY_BYTES", 4096)  # of fp32; of fp8 they are light
+    monkeypatch.setattr(external_data, "HEAVY_BYTES", 4095)  # of fp32; of fp8 they are light
     monkeypatch.setattr(external_data, "LARGE_BYTES", 0)
 
 
@@ -36,6 +36,7 @@ def hand_made() -> Any:
         "right": rng.normal(size=(32, WIDTH)),
         "head": rng.normal(size=(32, WIDTH)),
         "uneven": rng.normal(size=(WIDTH, 33)),
+        "twice": rng.normal(size=(32, 32)),
     }
     weights["left"][:, 5] = 0  # a column of zeros
     nodes = [
@@ -46,11 +47,14 @@ def hand_made() -> Any:
         helper.make_node("MatMul", ["hidden", "turned"], ["t"], name="tied-product"),
         helper.make_node("Transpose", ["table"], ["turned"], name="turn", perm=[1, 0]),
         helper.make_node("ReduceMean", ["a", "axis"], ["pooled"], name="mean", keepdims=0),
-        helper.make_node("Gemm", ["pooled", "head"], ["c"], name="head-product"),
+        helper.make_node("MatMul", ["pooled", "twice"], ["mixed"], name="pooled-product"),
+        helper.make_node("Gemm", ["mixed", "head"], ["c"], name="head-product"),
+        helper.make_node("MatMul", ["a", "twice"], ["g"], name="twice-product"),
+        helper.make_node("ReduceMean", ["g", "axis"], ["h"], name="mean-g", keepdims=0),
         helper.make_node("ReduceMean", ["b", "axis"], ["d"], name="mean-b", keepdims=0),
         helper.make_node("ReduceMean", ["u", "axis"], ["e"], name="mean-u", keepdims=0),
         helper.make_node("ReduceMean", ["t", "axis"], ["f"], name="mean-t", keepdims=0),
-        helper.make_node("Concat", ["c", "d", "e", "f"], ["embeddings"], name="all", axis=-1),
+        helper.make_node("Concat", ["c", "d", "e", "f", "h"], ["embeddings"], name="all", axis=-1),
     ]
     nodes.insert(4, nodes.pop(5))
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
@@ -59,7 +63,7 @@ def hand_made() -> Any:
         nodes,
         "by hand",
         [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"])],
-        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["B", 2 * WIDTH + 33 + 96])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["B", 2 * WIDTH + 33 + 96 + 32])],
         initializers,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -98,9 +102,11 @@ def test_products_of_tokens_by_weights_are_quantized_and_no_others(made: tuple[P
     given = {node.name: list(node.input[:2]) for node in graph.node if node.op_type in ("MatMul", "Gemm")}
     dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     assert {name for name, inputs in given.items() if set(inputs) <= dequantized} == {"left-product", "right-product"}
-    assert not any(set(given[name]) & dequantized for name in ("head-product", "uneven-product", "tied-product"))
+    for name in ("head-product", "uneven-product", "tied-product", "pooled-product"):
+        assert not set(given[name]) & dequantized, name
+    assert given["twice-product"][1] not in dequantized, "the pooled text is multiplied by it too"
     onnx.checker.check_model(onnx.load(made[1]), full_check=True)
-    assert typed_onnx.realized_precision(made[1].read_bytes()) == {"fp8": 0.4, "fp16": 0.6}
+    assert typed_onnx.realized_precision(made[1].read_bytes()) == {"fp8": 2 / 7, "fp16": 5 / 7}
 
 
 def test_an_activation_that_two_products_take_is_rounded_once(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Build an embedding model of real size with random weights, and print what each stage takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import stage
+from pipelines.stage import StageRequest
+
+ROOT = Path(__file__).parents[2]
+NUM_QUERIES, NUM_PASSAGES = 8, 24  # of the labelled set: it shows that a figure is taken, and each text costs seconds
+# {name} and {precisions}: what was asked for.
+MATRIX = """schema_version: 1
+models:
+  {name}:
+    task: embed
+    source: ./model
+    release: "0.1.0"
+    max_tokens: 128
+    shapes: {{min: [1, 1], opt: [8, 64], max: [16, 128]}}
+    calibration: {{num_texts: 16, max_tokens: 128}}
+    golden: {{num_texts: 32}}
+    retrieval: beir:labelled
+skus:
+  l40s:
+    {{compute_capability: "8.9", pci_ids: ["26b9"], product: l40s, memory_gib: 48, gpus_per_node: 8,
+      precisions: [fp16, bf16, fp8], compiler: tensorrt-rtx}}
+  rtx-5090:
+    {{compute_capability: "12.0", pci_ids: ["2b85"], product: rtx-5090, memory_gib: 32, gpus_per_node: 4,
+      precisions: [fp16, bf16, fp8], compiler: tensorrt-rtx}}
+  cpu: {{cpu_arch: x86_64, precisions: [fp32], compiler: onnx}}
+build:
+  - {{models: [{name}], skus: [l40s, rtx-5090], precisions: [{precisions}]}}
+{generic}
+# The figures of random weights say nothing: rows ship if they were built and could be measured.
+gates:
+  embed:
+    fp16: {{max_ndcg_drop: null}}
+    fp8: {{min_cosine_mean: null, min_cosine_p1: null, min_cosine_min: null, max_ndcg_drop: null}}
+"""
+GENERIC = "  - {{models: [{name}], skus: [cpu], precisions: [fp32]}}"
+
+
+def bert_large(folder: Path, texts: Sequence[str]) -> None:
+    """335 million weights, 1.3 GB: the shape of nv-embedqa-e5-v5."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator(texts, vocab_size=8000, show_progress=False)
+    trained.save_model(str(folder))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    config = BertConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=30522
+    )
+    save(BertModel(config, add_pooling_layer=False), folder)
+
+
+def llama_1b(folder: Path, texts: Sequence[str]) -> None:
+    """1.24 billion weights, 4.9 GB in fp32, in bf16 on disk: the shape of llama-3.2-nv-embedqa-1b."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    first = "<|begin_of_text|>"
+    trained.train_from_iterator(texts, vocab_size=8000, special_tokens=[first], show_progress=False)
+    trained.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    trained.save(str(folder / "trained.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "trained.json"), model_max_length=8192)
+    (folder / "trained.json").unlink()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        hidden_size=2048,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+        rope_theta=500000.0,
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    save(LlamaModel(config), folder)
+    written = json.loads((folder / "config.json").read_text())
+    written |= {"model_type": "llama_bidirec", "architectures": ["LlamaBidirectionalModel"]}
+    (folder / "config.json").write_text(json.dumps(written))
+
+
+MODELS: dict[str, Callable[[Path, Sequence[str]], None]] = {"bert-large": bert_large, "llama-1b": llama_1b}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--precisions", default="fp16, fp8")
+    parser.add_argument("--folder", type=Path, help="keep everything there; left out: a temporary folder")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        return build(asked.model, asked.precisions, (asked.folder or Path(scratch)).absolute())
+
+
+def build(name: str, precisions: str, folder: Path) -> int:
+    """`enginery build` of such a model, without an image; it prints what every step takes."""
+    if not (folder / "model" / "config.json").is_file():
+        write(name, folder)
+    matrix = folder / "matrix.yaml"
+    generic = GENERIC.format(name=name) if name == "bert-large" else ""  # one ONNX file ends at 2 GiB
+    matrix.write_text(MATRIX.format(name=name, precisions=precisions, generic=generic))
+    places = ["--matrix", str(matrix), "--store", str(folder / "store"), "--dist", str(folder / "dist")]
+    # One step at a time: two of this size would share the memory that one needs.
+    command = [sys.executable, "-m", "pipelines.cli", "build", *places, "--no-image", "--jobs", "1"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def write(name: str, folder: Path) -> None:
+    """The model's folder, its tokenizer trained on docstrings, and a small labelled set of them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request = StageRequest(stage="texts", subject="any", params={}, inputs={}, output_dir=Path(scratch))
+        texts: dict[str, Any] = json.loads(stage.run(request).outputs["texts.json"].read_bytes())
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    MODELS[name](folder / "model", texts["calibration"])
+    passages = texts["golden"][-NUM_PASSAGES:]
+    (folder / "labelled" / "qrels").mkdir(parents=True, exist_ok=True)
+    queries = {f"q{n}": " ".join(passage.split()[:6]) for n, passage in enumerate(passages[:NUM_QUERIES])}
+    for file, entries in (
+        ("corpus.jsonl", {f"p{n}": passage for n, passage in enumerate(passages)}),
+        ("queries.jsonl", queries),
+    ):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in entries.items()]
+        (folder / "labelled" / file).write_text("\n".join(lines) + "\n")
+    labels = ["query-id\tcorpus-id\tscore", *(f"q{n}\tp{n}\t1" for n in range(NUM_QUERIES))]
+    (folder / "labelled" / "qrels" / "test.tsv").write_text("\n".join(labels) + "\n")
+
+
+def save(model: Any, folder: Path) -> None:
+    print(f"{folder.parent.name}: {sum(weight.numel() for weight in model.parameters()) / 1e6:.0f} million weights")
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size="2GB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
