@@ -115,7 +115,10 @@ class Generator:
 
 
 def write_message(stream: IO[bytes], data: bytes) -> None:
-    stream.write(len(data).to_bytes(8, "little") + data)
+    """All of it: a stream that is not buffered, as PYTHONUNBUFFERED makes standard output, may take a part."""
+    rest = memoryview(len(data).to_bytes(8, "little") + data)
+    while rest:
+        rest = rest[stream.write(rest) :]
     stream.flush()
 
 
@@ -125,5 +128,8 @@ def read_message(stream: IO[bytes]) -> bytes | None:
     if len(head) < 8:
         return None
     size = int.from_bytes(head, "little")
-    data = stream.read(size)
-    return data if len(data) == size else None
+    parts = []
+    while size and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts) if not size else None

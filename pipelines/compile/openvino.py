@@ -11,12 +11,11 @@ from typing import Any
 
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
-from serving.backends.openvino import import_openvino
+from serving.backends.openvino import HINTS, hint_of, import_openvino
 from serving.errors import BackendError
 from serving.profile import Precision
 
-# What the matrix products are to run in. int8 pairs are in the graph; the rest of such a graph runs in bf16 or f32.
-HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16", Precision.INT8: "f32"}
+FP16_HINT = "f16"  # the server has no machine to run it on yet
 REALIZED = {
     Precision.FP32: ("f32",),
     Precision.BF16: ("bf16",),
@@ -36,17 +35,14 @@ ISA_FLAGS = {
     "AVX512_CORE_AMX": "amx_bf16",
     "AVX512_CORE_AMX_FP16": "amx_fp16",
 }
-WITH_BF16 = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16")
 LEAST_ISA = {Precision.BF16: "AVX512_CORE_BF16", Precision.FP16: "AVX512_CORE_FP16"}
 
 
 def compile_engine(order: CompileOrder) -> Engine:
     """The order's ONNX -> an exported model for the order's instruction set. Raises CompileError."""
-    hint = HINTS.get(order.precision)
+    hint = FP16_HINT if order.precision is Precision.FP16 else hint_of(order.precision, order.cpu_isa)
     if hint is None:
         raise CompileError(f"OpenVINO runs no {order.precision} on a CPU; use {', '.join(HINTS)}")
-    if order.precision is Precision.INT8 and order.cpu_isa in WITH_BF16:
-        hint = HINTS[Precision.BF16]
     ov = _load(order.cpu_isa)
     config = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     try:

@@ -21,9 +21,10 @@ NAME = "openvino"
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 
 # A blob does not remember its hint: without one, fp32 silently runs as bf16 on a CPU that has it. The int8 graph
-# carries its own int8 layers and keeps the rest in f32.
+# carries its own int8 layers; what it keeps wide runs in bf16 where the instruction set has it, else in f32.
 HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 
+WITH_BF16 = frozenset({"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16"})
 _DTYPES = {"i64": "int64", "f32": "float32"}
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA"})
@@ -72,7 +73,7 @@ class OpenVino:
 
 def load(engine: bytes, options: LoadOptions) -> OpenVino:
     """Blob bytes -> a model ready to run. Raises BackendError."""
-    hint = HINTS.get(options.precision)
+    hint = hint_of(options.precision, options.cpu_isa)
     if hint is None:
         runs = ", ".join(HINTS)
         raise BackendError(f"OpenVINO runs {runs} on a CPU, not {options.precision}; choose another profile")
@@ -90,6 +91,11 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
     if problems:
         raise BackendError("; ".join(problems))
     return OpenVino(compiled)
+
+
+def hint_of(precision: Precision, cpu_isa: str | None) -> str | None:
+    """What OpenVINO is told to compute in; None for a precision that it does not run."""
+    return HINTS[Precision.BF16] if precision is Precision.INT8 and cpu_isa in WITH_BF16 else HINTS.get(precision)
 
 
 def import_openvino(cpu_isa: str | None = None) -> Any:
