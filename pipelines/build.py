@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipelines import artifact, image, package, report, report_facts, worker
+from pipelines import artifact, image, package, release, report, report_facts, worker
 from pipelines import matrix as matrices
 from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, PackageError
 from pipelines.graph import Graph, Ref, RowPlan
@@ -26,6 +26,7 @@ from serving.tasks.base import TOWERS
 # backend -> the distribution whose version an engine is bound to
 BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
 SOME_ROW_FAILED = 3
+SUMMARY_VERSION = 2  # of package.json
 
 Say = Callable[[str], None]
 
@@ -146,6 +147,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
             "shared": {file: path.name for file, path in shared.items()},
             "unbuilt": unbuilt,
             "release": model.release,
+            "summary": SUMMARY_VERSION,
         }
     )
     folder = workshop.dist / name
@@ -161,6 +163,11 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
         "shipped": [profile.name for profile in made.manifest.profiles],
         "left_out": made.left_out,
         "notes": made.warnings,
+        # What a release tells besides its manifest (pipelines/release.py).
+        "verdicts": {c.row.name: c.verdict for c in candidates if c.verdict["passed"]},
+        "versions": {**versions, "onnxruntime": version_of("onnxruntime")},
+        "runtimes": model.runtimes,
+        "skus": {sku.name: release.facts(sku) for sku in workshop.matrix.skus.values()},
     }
     write_atomically(state, canonical(summary))
     return ModelResult(model=model, folder=folder, **_read(json.loads(canonical(summary))))

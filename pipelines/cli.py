@@ -1,7 +1,7 @@
-"""The command line: `enginery plan | build | serve | demo | bench | ui`. Reads arguments and prints, no more.
+"""The command line: `enginery plan | build | serve | publish | …`. Reads arguments and prints, no more.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 the matrix or the arguments are wrong; 3 built, but a stage of some row
-failed; 10-17 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
+failed; 10-19 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
 verdict, not a failure.
 """
 
@@ -15,6 +15,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from pipelines import publish_cli
 from pipelines.errors import EngineryError
 from serving import __version__
 
@@ -178,6 +179,9 @@ def ui(
     from pipelines.ui import exec_webserver
 
     exec_webserver(matrix, store=store, dist=dist, host=host, port=port)
+
+
+publish_cli.register(app)
 
 
 def main() -> None:
