@@ -228,7 +228,14 @@ def image_model(
         kinds=("full", "slim"),
         repository=repository,
     )
+    write_images(folder, made)
     artifact.write(folder)
+    notes = tuple(dict.fromkeys(note for result in made for note in result.notes))
+    return replace(packaged, images=made, notes=(*packaged.notes, *notes))
+
+
+def write_images(folder: Path, made: Sequence[ImageResult]) -> None:
+    """Write images.json: what was built of this manifest."""
     listed = [
         {
             "reference": result.reference,
@@ -245,8 +252,6 @@ def image_model(
         for result in made
     ]
     write_atomically(folder / "images.json", json.dumps(listed, indent=1).encode())
-    notes = tuple(dict.fromkeys(note for result in made for note in result.notes))
-    return replace(packaged, images=made, notes=(*packaged.notes, *notes))
 
 
 def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -59,13 +59,14 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
 class Result:
     """What a publication did."""
 
-    reference: str  # "s3://bucket/prefix/all-minilm-l6-v2@sha256:…"
+    reference: str  # "s3://bucket/prefix/all-minilm-l6-v2", "oci://registry/repository:tag": what the readers take
     digest: str  # of the release
-    sequence: int
     uploaded: int  # blobs
     uploaded_bytes: int
     reused: int
     moved: bool  # False: this very release was current already
+    sequence: int | None = None  # of a bucket's pointer: 1 for the first release
+    names: Mapping[str, str] = field(default_factory=dict)  # every name that now stands -> the digest behind it
 
 
 def pointer_key(model: str) -> str:
@@ -108,7 +109,8 @@ def publish(folder: Path, to: str, *, guarded: bool = True, say: Say = lambda _:
         pointer = _move(bucket, new, pointer, seen, guarded=guarded)
     assert pointer is not None
     return Result(
-        reference=f"{bucket.uri}/{model}@{new.digest}",
+        reference=f"{bucket.uri}/{model}",
+        names={f"{bucket.uri}/{model}": new.digest},
         digest=new.digest,
         sequence=pointer.current.sequence,
         uploaded=len(sent),

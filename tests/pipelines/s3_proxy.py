@@ -29,6 +29,11 @@ class Proxy:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
+    def target_name(self) -> str:
+        """What a registry's address names instead of the server: "localhost:PORT"."""
+        return f"localhost:{urlsplit(self.url).port}"
+
+    @property
     def writes(self) -> list[str]:
         return [line for line in self.seen if line.startswith(("PUT", "POST", "DELETE"))]
 

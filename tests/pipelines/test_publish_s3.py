@@ -96,7 +96,7 @@ def test_what_is_published_is_what_a_server_pulls(
     folder = packaged(tmp_path, {"8.9-fp8": LARGE})
     done = run("publish", folder, "--to", place, "--unguarded", environ={})
     assert done.returncode == 0, done.stderr
-    assert "now current, number 1; 6 files" in done.stdout
+    assert "now current, number 1; 6 blobs" in done.stdout
     profiles = manifest.read(folder / "model_manifest.yaml").profiles
     places = cache.Places(root=tmp_path / "nothing", cache_path=tmp_path / "cache", repository=place)
     assert len(cache.ensure(profiles, places, lambda _: None)) == 6
