@@ -1,7 +1,8 @@
-"""The commands around what is published: `enginery publish`. Reads arguments and prints, no more."""
+"""What is published: `enginery publish | inspect | explain | diff`. Reads arguments and prints, no more."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pipelines.errors import PublishError
+
+NONE_RUNS = 3
 
 
 def publish(
@@ -49,5 +52,78 @@ def publish(
     return 0
 
 
+Reference = Annotated[
+    str,
+    Parameter(
+        help="s3://BUCKET/PREFIX/MODEL (also :VERSION, @NUMBER, ~1), oci://REGISTRY/REPOSITORY:TAG or dist/MODEL."
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")]
+
+
+def inspect(reference: Reference, /, *, as_json: Json = False) -> int:
+    """Show what is in a release or image without pulling it: profiles, sizes, figures of the gate, images."""
+    from pipelines import release_read, release_view
+
+    found = release_read.read(reference)
+    print(json.dumps(release_view.inspect_json(found), indent=2) if as_json else release_view.inspect_text(found))
+    return 0
+
+
+def explain(
+    reference: Reference,
+    /,
+    *,
+    gpu: Annotated[
+        str | None, Parameter(name=["--gpu", "--sku"], help="A SKU of the matrix; all of them when not given.")
+    ] = None,
+    gpus: Annotated[int, Parameter(help="How many of them the container is given.")] = 1,
+    runtime: Annotated[str | None, Parameter(help="Whose image is run: rtx, cuda or cpu.")] = None,
+    cpu: Annotated[str | None, Parameter(help="The SKU of a GPU's host; one with AVX2 when not given.")] = None,
+    driver: Annotated[str, Parameter(help="The version of NVIDIA's driver.")] = "580.65.06",
+    as_json: Json = False,
+) -> int:
+    """Say which profile a server would choose on a SKU, and why none of the others. Exit code 3: none would run."""
+    from pipelines import release_explain, release_read
+    from pipelines.release_view import table
+
+    found = release_read.read(reference)
+    skus = found.release.document.skus
+    features = release_explain.features(skus[cpu]) if cpu is not None and cpu in skus else None
+    if cpu is not None and features is None:
+        raise PublishError(f"--cpu {cpu}: the release knows no such SKU; it has {', '.join(skus)}")
+    explained = [
+        release_explain.explain(
+            found.release,
+            sku,
+            runtime=runtime or found.runtime,
+            num_gpus=gpus,
+            cpu_features=features,
+            driver=driver,
+        )
+        for sku in ([gpu] if gpu else skus)
+    ]
+    if as_json:
+        said = [each.json() for each in explained]
+        print(json.dumps(said[0] if gpu else said, indent=2))
+    elif gpu:
+        print(explained[0].text())
+    else:
+        rows = [(e.sku, e.runtime, e.chosen.name if e.chosen else "none would run") for e in explained]
+        print("\n".join(table([("SKU", "image", "chosen profile"), *rows])))
+        print("\nWhy none of the others: enginery explain REFERENCE --gpu SKU")
+    return 0 if all(each.chosen for each in explained) else NONE_RUNS
+
+
+def diff(first: Reference, second: Reference, /, *, as_json: Json = False) -> int:
+    """Show what differs between two releases: profiles, digests, figures of the gate, sizes, images."""
+    from pipelines import release_diff, release_read
+
+    found = release_diff.diff(release_read.read(first).release, release_read.read(second).release)
+    print(json.dumps(found.json(), indent=2) if as_json else release_diff.diff_text(found))
+    return 0
+
+
 def register(app: App) -> None:
-    app.command(publish)
+    for command in (publish, inspect, explain, diff):
+        app.command(command)
