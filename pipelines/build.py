@@ -15,11 +15,11 @@ from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, Packa
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import ImageResult
 from pipelines.matrix import Matrix, Model, Worker
-from pipelines.package import Candidate, Package
+from pipelines.package import Candidate
 from pipelines.plan import State, states
 from pipelines.run import Listener, Outcome, run
 from pipelines.steps import graph, target_of
-from pipelines.store import Store, canonical, file_digest, step_key, write_atomically
+from pipelines.store import Store, file_digest, step_key, write_atomically
 from pipelines.toolchain import version_of
 from serving.tasks.base import TOWERS
 
@@ -156,7 +156,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     if known.get("key") == key and intact(folder, known):
         return ModelResult(model=model, folder=folder, reused=True, **_read(known))
     made = package.package(model, candidates, shared, versions, folder, unbuilt=unbuilt)
-    summary = write_summary(
+    summary = release.write_summary(
         made,
         candidates,
         workshop.matrix,
@@ -165,34 +165,6 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
         versions={**versions, "onnxruntime": version_of("onnxruntime")},
     )
     return ModelResult(model=model, folder=folder, **_read(summary))
-
-
-def write_summary(
-    made: Package,
-    candidates: Sequence[Candidate],
-    matrix: Matrix,
-    model: Model,
-    *,
-    key: str,
-    versions: Mapping[str, str],
-) -> dict[str, Any]:
-    """Write package.json: what the next build compares with, and what a release tells besides its manifest."""
-    summary = {
-        "key": key,
-        "manifest_digest": file_digest(made.folder / "model_manifest.yaml"),
-        "files": {file.uri: file.size_bytes for profile in made.manifest.profiles for file in profile.files},
-        "shipped": [profile.name for profile in made.manifest.profiles],
-        "left_out": made.left_out,
-        "notes": made.warnings,
-        "verdicts": {c.row.name: c.verdict for c in candidates if c.verdict["passed"]},
-        "versions": versions,
-        "runtimes": model.runtimes,
-        "skus": {sku.name: release.facts(sku) for sku in matrix.skus.values()},
-    }
-    data = canonical(summary)
-    write_atomically(made.folder / "package.json", data)
-    written: dict[str, Any] = json.loads(data)
-    return written
 
 
 def _read(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is published: `enginery publish | inspect | explain | diff`. Reads arguments and prints, no more."""
+"""What is published: `enginery publish | inspect | explain | diff | gc`. Reads arguments and prints, no more."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def explain(
     elif gpu:
         print(explained[0].text())
     else:
-        rows = [(e.sku, e.runtime, e.chosen.name if e.chosen else "none would run") for e in explained]
+        rows = [(e.sku, e.runtime, e.summary) for e in explained]
         print("\n".join(table([("SKU", "image", "chosen profile"), *rows])))
         print("\nWhy none of the others: enginery explain REFERENCE --gpu SKU")
     return 0 if all(each.chosen for each in explained) else NONE_RUNS
@@ -124,6 +124,27 @@ def diff(first: Reference, second: Reference, /, *, as_json: Json = False) -> in
     return 0
 
 
+def gc(
+    *,
+    to: Annotated[str, Parameter(help="s3://BUCKET/PREFIX, as it was published to.")],
+    keep: Annotated[int, Parameter(help="How many releases of each model stay.")] = 5,
+    grace: Annotated[str, Parameter(help="What is younger stays: 7d, 36h; a day at least.")] = "7d",
+    dry_run: Annotated[bool, Parameter(help="Only say what would go.", negative="")] = False,
+) -> int:
+    """Remove from a bucket what no kept release needs and what nobody is publishing."""
+    from pipelines import publish_gc
+
+    found = publish_gc.collect(
+        to,
+        keep=keep,
+        grace=publish_gc.parse_age(grace),
+        dry_run=dry_run,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(publish_gc.text(found, dry_run=dry_run))
+    return 0
+
+
 def register(app: App) -> None:
-    for command in (publish, inspect, explain, diff):
+    for command in (publish, inspect, explain, diff, gc):
         app.command(command)

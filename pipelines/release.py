@@ -18,8 +18,9 @@ import msgspec
 
 from pipelines import image, oci, package
 from pipelines.errors import PublishError
-from pipelines.matrix import Sku
-from pipelines.store import canonical
+from pipelines.matrix import Matrix, Model, Sku
+from pipelines.package import Candidate, Package
+from pipelines.store import canonical, file_digest, write_atomically
 from serving import manifest
 from serving.errors import ManifestError
 from serving.manifest import Manifest
@@ -148,6 +149,34 @@ def of_folder(folder: Path) -> Published:
     )
     # Through the form and back: what cannot be read is never published.
     return load(canonical(msgspec.to_builtins(document)), data, source=str(folder))
+
+
+def write_summary(
+    made: Package,
+    candidates: Sequence[Candidate],
+    matrix: Matrix,
+    model: Model,
+    *,
+    key: str,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write package.json: what the next build compares with, and what a release tells besides its manifest."""
+    summary = {
+        "key": key,
+        "manifest_digest": file_digest(made.folder / "model_manifest.yaml"),
+        "files": {file.uri: file.size_bytes for profile in made.manifest.profiles for file in profile.files},
+        "shipped": [profile.name for profile in made.manifest.profiles],
+        "left_out": made.left_out,
+        "notes": made.warnings,
+        "verdicts": {c.row.name: c.verdict for c in candidates if c.verdict["passed"]},
+        "versions": versions,
+        "runtimes": model.runtimes,
+        "skus": {sku.name: facts(sku) for sku in matrix.skus.values()},
+    }
+    data = canonical(summary)
+    write_atomically(made.folder / "package.json", data)
+    written: dict[str, Any] = json.loads(data)
+    return written
 
 
 def _summary(path: Path, manifest_digest: str) -> Mapping[str, Any]:

@@ -46,6 +46,13 @@ class Explanation:
     decisions: tuple[Decision, ...]
     chosen: Profile | None
 
+    @property
+    def summary(self) -> str:
+        if self.chosen is None:
+            return "none would run"
+        on_cpu = self.machine.gpus and self.chosen.backend not in select.GPU_BACKENDS
+        return self.chosen.name + (" (on the CPU: no engine is for this GPU)" if on_cpu else "")
+
     def text(self) -> str:
         choice = f"{self.chosen.name} ({self.chosen.id})" if self.chosen else "none: the server would not start"
         assumed = [f"image {self.runtime}", f"driver {self.machine.driver_version}"][: 2 if self.machine.gpus else 1]

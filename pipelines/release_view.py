@@ -13,7 +13,9 @@ from pipelines.release import Check, Published, Verdict
 from pipelines.release_read import Found
 from serving.profile import Profile
 
-NUM_FIGURES = 3  # of the gate, in the table; --json has all
+# Figures of the gate that tell most, in the table; --json has all.
+TELLING = ("cosine_mean", "cosine_min", "score_error", "kendall_tau", "ndcg_drop", "top1_drop", "speed_ratio")
+NUM_FIGURES = 4
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -45,12 +47,13 @@ def figures(verdict: Verdict | None) -> str:
     """ "cosine_mean 0.99981 (0.995)": a figure and what it had to reach."""
     if verdict is None:
         return ""
-    judged = [check for check in verdict.checks if check.threshold is not None and check.value is not None]
-    return ", ".join(_figure(check) for check in judged[:NUM_FIGURES])
+    measured = {check.name: check for check in verdict.checks if check.value is not None}
+    telling = [measured[name] for name in TELLING if name in measured]
+    return ", ".join(_figure(check) for check in (telling or list(measured.values()))[:NUM_FIGURES])
 
 
 def _figure(check: Check) -> str:
-    return f"{check.name} {check.value:.5g} ({check.threshold:g})"
+    return f"{check.name} {check.value:.5g}" + (f" ({check.threshold:g})" if check.threshold is not None else "")
 
 
 def inspect_text(found: Found) -> str:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import package
-from pipelines.build import write_summary
 from pipelines.matrix import Row, load
 from pipelines.package import Candidate
+from pipelines.release import write_summary
 from pipelines.store import file_digest
 from serving.profile import Precision
 from serving.tasks.base import ONLY
