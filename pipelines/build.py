@@ -18,7 +18,7 @@ from pipelines.matrix import Matrix, Model, Worker
 from pipelines.package import Candidate
 from pipelines.plan import State, states
 from pipelines.run import Listener, Outcome, run
-from pipelines.steps import graph, target_of
+from pipelines.steps import graph
 from pipelines.store import Store, file_digest, step_key, write_atomically
 from pipelines.toolchain import version_of
 from serving.tasks.base import TOWERS
@@ -254,29 +254,3 @@ def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:
     path, mark = result.folder / "report.html", f"<!-- facts {step_key(asdict(facts))} -->\n"
     if not (path.exists() and path.read_text().endswith(mark)):
         write_atomically(path, (report.render(facts) + mark).encode())
-
-
-def plan_json(steps: Graph, found: Mapping[str, State]) -> dict[str, Any]:
-    """The plan for programs: rows with their refusal or steps, steps with their state."""
-    return {
-        "rows": [
-            {
-                "row": plan.row.name,
-                "sku": plan.row.sku.name,
-                "target": target_of(plan.row),
-                "refusal": plan.refusal,
-                "engine": plan.engine.step if plan.engine else None,
-                "verdict": plan.verdict.step if plan.verdict else None,
-            }
-            for plan in steps.rows
-        ],
-        "steps": [
-            {
-                "step": step_id,
-                "state": "reuse" if state.record is not None else "build",
-                "why": list(state.why),
-                "last_duration_s": state.record.duration_s if state.record is not None else None,
-            }
-            for step_id, state in found.items()
-        ],
-    }

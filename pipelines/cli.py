@@ -42,20 +42,23 @@ def plan(
     matrix: MatrixFile = Path("sku_matrix.yaml"),
     select: Select = (),
     store: StoreDir = Path(".store"),
+    jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
     as_json: Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")] = False,
 ) -> int:
-    """Show every row: what would be built and why, what is reused, what this machine cannot build and why."""
-    from pipelines import console
-    from pipelines.build import Workshop, plan_json
+    """Show every row: built, judged, reused or skipped, why, on which worker, and what it will probably take."""
+    from pipelines import console, plan_view
+    from pipelines.build import Workshop
     from pipelines.plan import states
+    from serving import hardware
 
     workshop = Workshop.open(matrix, store=store)
     graph = workshop.graph(select)
-    found = states(graph, workshop.store)
+    memory = hardware.detect(cpu_only=True).memory_bytes
+    view = plan_view.View.of(graph, states(graph, workshop.store), workshop.store, jobs=jobs, memory_bytes=memory)
     if as_json:
-        print(json.dumps(plan_json(graph, found), indent=2))
+        print(json.dumps(plan_view.as_json(view), indent=2))
     else:
-        console.show_plan(console.screen(), graph, found)
+        plan_view.show(console.screen(), view)
     return 0
 
 

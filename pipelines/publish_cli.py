@@ -61,10 +61,26 @@ Reference = Annotated[
 Json = Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")]
 
 
-def inspect(reference: Reference, /, *, as_json: Json = False) -> int:
+def inspect(
+    reference: Reference,
+    /,
+    *,
+    verify: Annotated[bool, Parameter(help="Also read every published byte and hash it.", negative="")] = False,
+    as_json: Json = False,
+) -> int:
     """Show what is in a release or image without pulling it: profiles, sizes, figures of the gate, images."""
-    from pipelines import release_read, release_view
+    from pipelines import release_read, release_verify, release_view
 
+    if verify:
+        checked = release_verify.verify(reference)
+        if checked.problems:
+            listed = "\n".join(f"  {problem}" for problem in checked.problems)
+            raise PublishError(f"{reference}: what is published is not whole; publish it again:\n{listed}")
+        print(
+            f"{reference}: {checked.num_files} files ({checked.size_bytes / 1e6:.1f} MB) read and right, "
+            f"{checked.num_images} images whole",
+            file=sys.stderr,
+        )
     found = release_read.read(reference)
     print(json.dumps(release_view.inspect_json(found), indent=2) if as_json else release_view.inspect_text(found))
     return 0

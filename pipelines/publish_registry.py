@@ -124,6 +124,14 @@ class Registry:
             raise PublishError(f"{self.address.at(reference)}: the registry gives bytes that hash to {found}")
         return data
 
+    def missing_blobs(self, reference: str) -> list[str] | None:
+        """What a manifest names and the registry has not; None: not even the manifest."""
+        if (content := self.manifest(reference)) is None:
+            return None
+        described = json.loads(content)
+        named = [one["digest"] for one in (described["config"], *described["layers"])]
+        return [digest for digest in named if self._ask("HEAD", f"/blobs/{digest}", missing=True) is None]
+
     def push_blob(self, blob: Blob, source: Path | bytes) -> bool:
         """Send a blob if it is not there: whether it was sent. The registry refuses bytes of another digest."""
         if self._ask("HEAD", f"/blobs/{blob.digest}", missing=True) is not None:

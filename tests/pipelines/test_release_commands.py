@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import release_read
+from pipelines import artifact, release_read, release_verify
 from pipelines.matrix import load
 from pipelines.package import MANIFEST, ROOT
 from pipelines.publish import publish
+from pipelines.publish_bucket import Bucket
+from pipelines.publish_registry import Registry, parse
 from pipelines.release_explain import explain
 from serving import hardware
 from tests.pipelines.published import MATRIX, ROWS, VERSIONS, packaged, run
@@ -219,3 +221,38 @@ def test_a_built_folder_is_compared_with_what_is_published(bucket: Mapping[str, 
     said = run("diff", "s3://mirror/models/tiny", folder, environ=bucket).stdout
     assert "tiny 1.0.0 -> tiny 1.2.0" in said
     assert "~ tiny__l4__fp16__tp1" in said
+
+
+def test_verify_reads_every_byte_that_is_published_and_names_each_that_is_wrong(
+    bucket: Mapping[str, str], tmp_path: Path
+) -> None:
+    folder = packaged(tmp_path, {"8.9-fp16": b"whole"}, model="verified")
+    publish(folder, "s3://mirror/models")
+    done = run("inspect", "s3://mirror/models/verified", "--verify", environ=bucket)
+    assert (done.returncode, "6 files" in done.stderr) == (0, True), done.stderr
+    files = {file.checksum: file for p in release_read.read(str(folder)).release.manifest.profiles for file in p.files}
+    changed = next(file for file in files.values() if file.size_bytes == 5)
+    Bucket("s3://mirror/models").put(changed.uri, b"wrong")
+    done = run("inspect", "s3://mirror/models/verified", "--verify", environ=bucket)
+    assert done.returncode == 18
+    assert f"{changed.uri}: hashes to blake3:" in done.stderr
+
+
+def test_verify_looks_at_each_image_of_a_registry(
+    host: str,  # noqa: F811
+    containers: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    folder = imaged(tmp_path, containers)
+    publish(folder, f"oci://{host}/team/verified:1.0.0")
+    checked = release_verify.verify(f"oci://{host}/team/verified:1.0.0")
+    assert (checked.problems, checked.num_files, checked.num_images) == ((), 6, 2)
+    # The same release where only its artifact was copied.
+    copied = Registry(parse(f"oci://{host}/team/copied"))
+    for _, blob, source in artifact.contents(folder).layers:
+        copied.push_blob(blob, source)
+    copied.push_blob(artifact.oci.blob_of(artifact.EMPTY), artifact.EMPTY)
+    copied.push_manifest("1.0.0", artifact.contents(folder).manifest)
+    problems = release_verify.verify(f"oci://{host}/team/copied:1.0.0").problems
+    assert len(problems) == 2
+    assert all("is not there" in problem for problem in problems)
