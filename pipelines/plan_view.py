@@ -20,6 +20,7 @@ from pipelines.steps import target_of
 from pipelines.store import Store
 
 MAX_REASONS = 3  # of a step, on the screen; --json has all
+WAITS = " is built first"  # how pipelines.plan says that a step waits for another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +95,11 @@ def show(console: Console, view: View) -> None:
     if view.estimates:
         console.print("\n[bold]To build, and why[/]")
         for step_id, guess in view.estimates.items():
-            why = view.states[step_id].why
-            more = f"; and {len(why) - MAX_REASONS} more" if len(why) > MAX_REASONS else ""
-            console.print(f"  {step_id}  [dim]{cost_of(guess)}[/]")
-            console.print(f"      {escape('; '.join(why[:MAX_REASONS]) + more)}")
+            reasons, after = why_of(view.states[step_id])
+            said = "; ".join(part for part in (cost_of(guess), after) if part)
+            console.print(f"  {step_id}  [dim]{said}[/]")
+            for reason in reasons:
+                console.print(f"      {escape(reason)}")
     counts = Counter(fates.values())
     said = ", ".join(f"{counts[fate]} {word}" for fate, word in WORDS.items() if counts[fate])
     console.print(f"\n{len(view.graph.rows)} rows: {said}.")
@@ -105,6 +107,16 @@ def show(console: Console, view: View) -> None:
     console.print(f"{len(view.estimates)} steps to build, {reused} reused. {sharing(view.graph)}")
     for line in sums(view):
         console.print(line)
+
+
+def why_of(state: State) -> tuple[list[str], str]:
+    """A step's own reasons, and, where it has none, after which stages it comes: what is built anew upstream."""
+    own = [reason for reason in state.why if not reason.endswith(WAITS)]
+    if not own:
+        stages = dict.fromkeys(reason.partition("/")[0] for reason in state.why)
+        return [], f"after {', '.join(stages)}"
+    more = [f"and {len(own) - MAX_REASONS} more"] if len(own) > MAX_REASONS else []
+    return [*own[:MAX_REASONS], *more], ""
 
 
 WORDS = {

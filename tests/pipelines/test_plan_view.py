@@ -141,6 +141,16 @@ def test_each_row_says_which_worker_it_needs(store: Store) -> None:
     assert json.dumps(plan_view.as_json(view(store)))
 
 
+def test_a_step_tells_its_own_reasons_and_else_after_what_it_comes(store: Store) -> None:
+    waits = State(why=("export/a is built first", "quantize/a__fp8 is built first"))
+    assert plan_view.why_of(waits) == ([], "after export, quantize")
+    changed = State(why=("export/a is built first", *(f"params.{n}: 1 -> 2" for n in range(5))))
+    assert plan_view.why_of(changed) == (["params.0: 1 -> 2", "params.1: 1 -> 2", "params.2: 1 -> 2", "and 2 more"], "")
+    text = screen(view(store))
+    assert "compile/all-minilm-l6-v2__fp8__tensorrt-rtx-sm89__tp1  after quantize" in text
+    assert "is built first" not in text
+
+
 def test_without_a_past_there_is_no_estimate_and_that_is_said(store: Store) -> None:
     assert "No estimate of time, memory and disk" in screen(view(store))
 
