@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from blake3 import blake3
 
 from pipelines.errors import PublishError
+from pipelines.publish_refusals import unreachable, words_of
 
 PART_BYTES = 8 << 20  # S3 wants at least 5 MiB
 MAX_PARTS = 10_000  # S3 allows no more
@@ -129,6 +130,27 @@ class Bucket:
         """Write an object if it is still as it was seen (None: if there is still none); else raises Overtaken."""
         self.put(key, data, **({"IfMatch": seen.etag} if seen else {"IfNoneMatch": "*"}))
 
+    def honours_conditions(self, key: str) -> bool:
+        """Whether a write whose condition cannot hold is refused. Some servers refuse all such writes, some none."""
+        from botocore.exceptions import ClientError
+
+        def impossible() -> bool:
+            try:
+                where = {"Bucket": self._bucket, "Key": self._prefix + key}
+                self._client.put_object(**where, Body=b"", ContentMD5=_checksums(b"")["ContentMD5"], IfMatch='"none"')
+            except ClientError as error:
+                if error.response["Error"].get("Code") in ("PreconditionFailed", "NoSuchKey", "412"):
+                    return True
+                raise
+            self.delete(key)
+            return False
+
+        with self._explained(key) as said:
+            try:
+                return bool(said(impossible))
+            except Unconditional:
+                return False
+
     def put_file(self, key: str, path: Path, digest: str) -> int:
         """Send a file whose BLAKE3 must be `digest`, reading it once; in parts if it is large. Its number of bytes.
 
@@ -230,18 +252,20 @@ class Bucket:
                 code = error.response["Error"].get("Code", "")
                 if missing and status == 404 and code != "NoSuchBucket":
                     return None
+                if code == "NoSuchKey":  # of a conditional write: what was seen is gone
+                    raise Overtaken from None
                 if status in (409, 412) and code in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
                     raise Overtaken from None
                 if status == 501:
                     raise Unconditional from None
-                raise PublishError(f"{self.uri}/{key}: {_words(error, status, code)}") from None
+                raise PublishError(f"{self.uri}/{key}: {words_of(error, status, code)}") from None
 
         try:
             yield said
         except (BotoCoreError, HTTPError, OSError) as error:
             if isinstance(error, OSError) and error.filename:
                 raise  # a local file's
-            raise PublishError(f"{self.uri}/{key}: {_unreachable(error)}") from None
+            raise PublishError(f"{self.uri}/{key}: {unreachable(error)}") from None
 
 
 def _checksums(data: bytes) -> dict[str, str]:
@@ -263,23 +287,3 @@ def _date(answer: Mapping[str, Any]) -> datetime:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).replace(tzinfo=UTC)
     except (KeyError, ValueError):
         return datetime.now(UTC)
-
-
-def _words(error: Any, status: int, code: str) -> str:
-    words = f"the S3 server answers {status} {code}: {error.response['Error'].get('Message', '')}".rstrip(": ")
-    remedies = {
-        401: "give a key that may write there (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
-        403: "give a key that may read, write and list there (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
-        404: "make the bucket first, or look at --to and AWS_ENDPOINT_URL",
-    }
-    return f"{words}; {remedies[status]}" if status in remedies else words
-
-
-def _unreachable(error: Exception) -> str:
-    from botocore import exceptions as botocore
-
-    if isinstance(error, botocore.NoCredentialsError):
-        return "no AWS credentials are known here; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if isinstance(error, botocore.SSLError):
-        return f"the server's certificate is not trusted: {error}; set AWS_CA_BUNDLE or SSL_CERT_FILE"
-    return f"{error}; look at AWS_ENDPOINT_URL, then publish again: what was sent is kept"

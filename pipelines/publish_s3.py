@@ -30,6 +30,10 @@ Say = Callable[[str], None]
 # any publication takes. An older one is sent again, which makes it young.
 FRESH = timedelta(hours=12)
 MIN_GRACE = timedelta(hours=24)
+UNGUARDED = (
+    "{}: this S3 server has no conditional writes, so two publishers could overwrite each other; see to it that only "
+    "one runs at a time, and say --unguarded"
+)
 HISTORY = 1000  # releases that the pointer remembers
 BLOBS_AT_ONCE = 4  # with 4 parts of 8 MiB each in memory
 
@@ -99,12 +103,14 @@ def publish(folder: Path, to: str, *, guarded: bool = True, say: Say = lambda _:
     there = bucket.get(key, releases.MAX_BYTES)
     pointer = read_pointer(there[0], f"{bucket.uri}/{key}") if there else None
     seen = there[1] if there else None
+    moved = pointer is None or pointer.current.digest != new.digest
+    if moved and guarded and not bucket.honours_conditions(f"models/{model}/condition"):
+        raise PublishError(UNGUARDED.format(bucket.uri))
     old = _current(bucket, pointer.current) if pointer else None
     sent = _send_all(bucket, folder, new.files, old.files if old else {}, say)
     for digest, data in ((new.document.manifest, new.manifest_bytes), (new.digest, new.dump())):
         if old is None or digest not in (old.document.manifest, old.digest):
             bucket.put(document_key(digest), data)
-    moved = pointer is None or pointer.current.digest != new.digest
     if moved:
         pointer = _move(bucket, new, pointer, seen, guarded=guarded)
     assert pointer is not None
@@ -193,10 +199,7 @@ def _move(bucket: Bucket, new: Published, old: Pointer | None, seen: Object | No
         pass
     except Unconditional:
         if guarded:
-            raise PublishError(
-                f"{bucket.uri}: this S3 server has no conditional writes, so two publishers could overwrite each "
-                "other; see to it that only one runs at a time, and say --unguarded. All else was sent"
-            ) from None
+            raise PublishError(UNGUARDED.format(bucket.uri)) from None
         before = bucket.get(key, releases.MAX_BYTES)
         if (before[1].etag if before else None) == (seen.etag if seen else None):
             bucket.put(key, data)

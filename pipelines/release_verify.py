@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -14,11 +15,12 @@ from pipelines.errors import PublishError
 from pipelines.publish_registry import Registry
 from pipelines.release_read import Found
 from serving.cache import locate
-from serving.cache.sources import SourceError, Sources, opened
+from serving.cache.sources import SourceError, Sources, Transient, opened
 from serving.profile import ProfileFile
 
 CHUNK_BYTES = 1 << 20
 FILES_AT_ONCE = 4
+ATTEMPTS = 3
 Say = Callable[[str], None]
 
 
@@ -42,9 +44,12 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
 
     def problem(file: ProfileFile) -> str | None:
         say(f"reading {file.uri} ({file.size_bytes / 1e6:.1f} MB)")
+        for _ in range(ATTEMPTS - 1):
+            with suppress(Transient):  # a line that breaks says nothing of what is published
+                return _asked(file, repository)
         try:
-            return _problem(file, repository)
-        except SourceError as error:
+            return _asked(file, repository)
+        except Transient as error:
             return str(error)
 
     files = found.release.files
@@ -65,6 +70,15 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
         num_images=len(images),
         problems=tuple(problems),
     )
+
+
+def _asked(file: ProfileFile, repository: str) -> str | None:
+    try:
+        return _problem(file, repository)
+    except Transient:
+        raise
+    except SourceError as error:
+        return str(error)
 
 
 def _problem(file: ProfileFile, repository: str) -> str | None:

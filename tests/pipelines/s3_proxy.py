@@ -26,6 +26,7 @@ class Proxy:
     after: Callable[[int, str], None] = lambda *_: None  # the server has done it, the client does not know
     damage: Callable[[str, bytes], bytes] = lambda _, body: body  # a request's body on its way
     loses: Callable[[str], bool] = lambda _: False  # whether the reply is lost, and the connection with it
+    drops: frozenset[str] = frozenset()  # headers of requests
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -53,7 +54,8 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
             server = http.client.HTTPConnection(proxy.target, timeout=60)
             server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():  # the signature covers Host, so it goes on as it is
-                server.putheader(name, value)
+                if name.lower() not in proxy.drops:
+                    server.putheader(name, value)
             server.endheaders(sent)
             answer = server.getresponse()
             data = answer.read()

@@ -18,7 +18,7 @@ from pipelines import publish_s3
 from pipelines.errors import OvertakenError, PublishError
 from pipelines.package import ROOT as PACKAGED
 from pipelines.publish import publish
-from pipelines.publish_bucket import PART_BYTES
+from pipelines.publish_bucket import PART_BYTES, Bucket
 from serving import cache, manifest
 from tests.pipelines import swift as swifts
 from tests.pipelines.published import command, packaged, run
@@ -122,7 +122,13 @@ def test_a_changed_engine_is_all_that_is_sent_besides_the_documents(
     done = publish(packaged(tmp_path / "2", {"8.9-fp8": b"other"}, release="1.0.1"), place)
     assert (done.uploaded, done.reused, done.sequence) == (1, 5, 2)
     kinds = [line.partition("?")[0].split("/")[-2:] for line in proxy.writes]
-    assert [kind[0] for kind in kinds] == ["blake3", "sha256", "sha256", "tiny"]
+    assert [kind[0] for kind in kinds] == [
+        "tiny",
+        "blake3",
+        "sha256",
+        "sha256",
+        "tiny",
+    ]  # the first: does the server look at conditions?
     assert current(moto_url, servers.KEYS, place) == "1.0.1"
 
 
@@ -268,8 +274,17 @@ def test_a_server_without_conditional_writes_is_refused_unless_it_is_said(
     folder = packaged(tmp_path)
     with pytest.raises(PublishError, match=r"no conditional writes.*--unguarded"):
         publish(folder, place)
-    assert publish(folder, place, guarded=False).uploaded == 0  # what was sent is kept
+    assert not any("/blobs/" in line for line in swift_proxy.writes)  # it is said before anything is sent
+    publish(folder, place, guarded=False)
     assert current(swift_url, swifts.KEYS, place) == "1.0.0"
+
+
+def test_a_server_that_looks_at_no_condition_is_found_out(proxy: Proxy, place: str, tmp_path: Path) -> None:
+    proxy.drops = frozenset({"if-match", "if-none-match"})
+    with pytest.raises(PublishError, match=r"no conditional writes.*--unguarded"):
+        publish(packaged(tmp_path), place)
+    assert not any("/blobs/" in line for line in proxy.writes)
+    assert not list(Bucket(place).objects(""))  # nothing of the attempt stays
 
 
 @pytest.mark.parametrize(
@@ -304,7 +319,7 @@ def test_readers_see_a_whole_release_wherever_the_publisher_is_killed(
     number, last = 0, 99
     while number < last:
         number += 1
-        for moment in ("after", "before")[: 1 + number % 2]:  # before one is after the last one, but for parallel ones
+        for moment in ("after", "before")[: 1 + (number % 4 == 1)]:  # before one is after the one before it, or nearly
             here = f"{place}/{moment}-{number}"
             swift_proxy.before = swift_proxy.after = lambda *_: None
             publish(old, here, guarded=False)
