@@ -1,7 +1,7 @@
 """The command line: `enginery plan | build | serve | publish | …`. Reads arguments and prints, no more.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 the matrix or the arguments are wrong; 3 built, but a stage of some row
-failed; 10-19 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
+failed; 10-20 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
 verdict, not a failure.
 """
 

@@ -77,10 +77,10 @@ class StageCrashed(EngineryError):
 class PublishError(EngineryError):
     """A release could not be published, read back or collected."""
 
-    exit_code = 18
+    exit_code = 19
 
 
 class OvertakenError(PublishError):
     """Somebody else published meanwhile: theirs stands, ours was refused."""
 
-    exit_code = 19
+    exit_code = 20

@@ -215,7 +215,7 @@ def test_a_collection_may_be_killed_anywhere(proxy: Proxy, url: str, place: str,
     assert number > 14
     assert len(keys(place)) == 6 + 2 + 1  # files, documents, pointer
     assert (
-        run("inspect", f"{place}/tiny~1", environ={}).returncode == 18
+        run("inspect", f"{place}/tiny~1", environ={}).returncode == 19
     )  # its history is remembered, its bytes are gone
 
 
@@ -251,5 +251,5 @@ def test_what_cannot_be_collected_safely_is_refused(
     arguments: tuple[str, ...], words: str, proxy: Proxy, place: str
 ) -> None:
     done = run("gc", "--to", place, *arguments, environ={})
-    assert done.returncode == 18
+    assert done.returncode == 19
     assert words in done.stderr

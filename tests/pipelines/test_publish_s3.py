@@ -163,9 +163,9 @@ def test_of_two_publishers_at_once_one_wins_and_the_other_is_refused(
     folders = [packaged(tmp_path / name, {"8.9-fp8": name.encode()}, release=name) for name in ("1.1.0", "1.2.0")]
     racing = [command("publish", folder, "--to", place, environ={}) for folder in folders]
     ended = [(each.communicate(timeout=120), each.returncode) for each in racing]
-    assert sorted(code for _, code in ended) == [0, 19], ended
+    assert sorted(code for _, code in ended) == [0, 20], ended
     ((_, refusal), _), winner = (
-        next(e for e in ended if e[1] == 19),
+        next(e for e in ended if e[1] == 20),
         next(i for i, e in enumerate(ended) if e[1] == 0),
     )
     assert "somebody else published meanwhile; now current: " + ("1.1.0", "1.2.0")[winner] in refusal
@@ -211,7 +211,7 @@ def test_a_publisher_that_slept_through_a_newer_release_does_not_undo_it(
     publish(packaged(tmp_path / "2", release="1.2.0"), place)
     awake.set()
     _, refusal = late.communicate(timeout=60)
-    assert (late.returncode, current(moto_url, servers.KEYS, place)) == (19, "1.2.0"), refusal
+    assert (late.returncode, current(moto_url, servers.KEYS, place)) == (20, "1.2.0"), refusal
 
 
 def test_a_lost_reply_is_no_failure(proxy: Proxy, moto_url: str, place: str, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_place_that_cannot_be_published_to_is_a_reason_with_its_remedy(
 ) -> None:
     environ = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "HOME": str(tmp_path), **changed}
     done = run("publish", packaged(tmp_path), "--to", to, environ=environ)
-    assert done.returncode == 18
+    assert done.returncode == 19
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -99,7 +99,7 @@ def test_earlier_releases_have_names(suffix: str, release: str, number: int, buc
 )
 def test_a_reference_that_leads_nowhere_says_what_would(reference: str, words: str, bucket: Mapping[str, str]) -> None:
     done = run("inspect", reference, environ=bucket)
-    assert done.returncode == 18
+    assert done.returncode == 19
     assert words in done.stderr
 
 
@@ -142,7 +142,7 @@ def test_explain_answers_for_each_sku_of_the_matrix(bucket: Mapping[str, str]) -
 
 def test_a_sku_that_the_release_does_not_know_is_answered_with_those_it_does(bucket: Mapping[str, str]) -> None:
     done = run("explain", "s3://mirror/models/tiny", "--gpu", "l40", environ=bucket)
-    assert done.returncode == 18
+    assert done.returncode == 19
     assert "did you mean l40s" in done.stderr
 
 
@@ -234,7 +234,7 @@ def test_verify_reads_every_byte_that_is_published_and_names_each_that_is_wrong(
     changed = next(file for file in files.values() if file.size_bytes == 5)
     Bucket("s3://mirror/models").put(changed.uri, b"wrong")
     done = run("inspect", "s3://mirror/models/verified", "--verify", environ=bucket)
-    assert done.returncode == 18
+    assert done.returncode == 19
     assert f"{changed.uri}: hashes to blake3:" in done.stderr
 
 
