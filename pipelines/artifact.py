@@ -6,13 +6,15 @@ oras cp --from-oci-layout dist/MODEL/artifact:RELEASE HOST/REPOSITORY:RELEASE.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipelines import oci, package
-from pipelines.errors import ImageError
+from pipelines import oci, package, release
+from pipelines.errors import PublishError
+from pipelines.release import Published
 from pipelines.store import Blob, canonical, file_digest, write_atomically
-from serving import manifest
 
 LAYOUT = "artifact"  # the folder in dist/<model>
 TYPE = "application/vnd.enginery.model.v1"
@@ -32,44 +34,72 @@ class Artifact:
     size_bytes: int
 
 
-def write(folder: Path) -> Artifact:
-    """Write the artifact of a packaged model (dist/<model>) as an OCI layout; its blobs are links to the package's.
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What an artifact is made of."""
 
-    Raises ImageError if a file is missing or damaged.
+    release: Published
+    manifest: bytes
+    layers: tuple[tuple[str, Blob, Path | bytes], ...]  # title, what it is, where it is
+
+
+def contents(folder: Path) -> Contents:
+    """The artifact of dist/MODEL: every file of its profiles, model_manifest.yaml and release.json, by title.
+
+    Raises PublishError if a file is missing or damaged.
     """
-    root = folder / package.ROOT
-    shipped = manifest.read(root / package.MANIFEST)
-    files = {file.uri: file for profile in shipped.profiles for file in profile.files if "://" not in file.uri}
-    layers: list[tuple[str, Blob]] = []
-    for uri, file in sorted(files.items()):
+    root, new = folder / package.ROOT, release.of_folder(folder)
+    layers: list[tuple[str, Blob, Path | bytes]] = []
+    for uri, file in sorted(new.files.items()):
         path = root / uri
         if not package.holds(path, file.checksum.removeprefix("blake3:")):
-            raise ImageError(f"{path} is missing or damaged; remove it and run the build again")
-        layers.append((uri, Blob(digest=file_digest(path), size_bytes=path.stat().st_size)))
+            raise PublishError(f"{path} is missing or damaged; remove it and run the build again")
+        layers.append((uri, Blob(digest=file_digest(path), size_bytes=path.stat().st_size), path))
+    layers += documents(new)
     content = canonical(
         {
             "schemaVersion": 2,
             "mediaType": oci.MANIFEST_TYPE,
             "artifactType": TYPE,
             "config": oci.descriptor(EMPTY_TYPE, oci.blob_of(EMPTY)),
-            "layers": [{**oci.descriptor(FILE_TYPE, blob), "annotations": {TITLE: uri}} for uri, blob in layers],
-            "annotations": {TITLE: shipped.model, "org.opencontainers.image.version": shipped.release},
+            "layers": described(layers),
+            "annotations": {TITLE: new.document.model, "org.opencontainers.image.version": new.document.release},
         }
     )
+    return Contents(release=new, manifest=content, layers=tuple(layers))
+
+
+def documents(new: Published) -> list[tuple[str, Blob, Path | bytes]]:
+    """What tells of a release without its blobs."""
+    files = {release.MANIFEST: new.manifest_bytes, release.DOCUMENT: new.dump()}
+    return [(title, oci.blob_of(data), data) for title, data in files.items()]
+
+
+def described(layers: Iterable[tuple[str, Blob, Path | bytes]]) -> list[dict[str, Any]]:
+    return [{**oci.descriptor(FILE_TYPE, blob), "annotations": {TITLE: title}} for title, blob, _ in layers]
+
+
+def write(folder: Path) -> Artifact:
+    """Write the artifact of a packaged model (dist/<model>) as an OCI layout; its blobs are links to the package's.
+
+    Raises PublishError if a file is missing or damaged.
+    """
+    made = contents(folder)
     layout = folder / LAYOUT
-    wanted = {oci.blob_path(blob.digest): root / uri for uri, blob in layers}
+    wanted = {oci.blob_path(blob.digest): source for _, blob, source in made.layers}
+    wanted |= {oci.blob_path(oci.blob_of(data).digest): data for data in (EMPTY, made.manifest)}
     for name, source in wanted.items():
-        oci.link(source, layout / name)
-    for data in (EMPTY, content):
-        wanted[oci.blob_path(oci.blob_of(data).digest)] = folder
-        write_atomically(layout / oci.blob_path(oci.blob_of(data).digest), data)
-    oci.write_index(layout, {shipped.release: content})
+        if isinstance(source, bytes):
+            write_atomically(layout / name, source)
+        else:
+            oci.link(source, layout / name)
+    oci.write_index(layout, {made.release.document.release: made.manifest})
     for path in (layout / "blobs" / "sha256").iterdir():
         if f"blobs/sha256/{path.name}" not in wanted:
             path.unlink()
     return Artifact(
         folder=layout,
-        manifest_digest=oci.blob_of(content).digest,
-        num_files=len(layers),
-        size_bytes=sum(blob.size_bytes for _, blob in layers),
+        manifest_digest=oci.blob_of(made.manifest).digest,
+        num_files=len(made.layers),
+        size_bytes=sum(blob.size_bytes for _, blob, _ in made.layers),
     )

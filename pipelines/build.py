@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipelines import artifact, image, package, report, report_facts, worker
+from pipelines import artifact, image, package, release, report, report_facts, worker
 from pipelines import matrix as matrices
 from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, PackageError
 from pipelines.graph import Graph, Ref, RowPlan
@@ -18,14 +18,15 @@ from pipelines.matrix import Matrix, Model, Worker
 from pipelines.package import Candidate
 from pipelines.plan import State, states
 from pipelines.run import Listener, Outcome, run
-from pipelines.steps import graph, target_of
-from pipelines.store import Store, canonical, file_digest, step_key, write_atomically
+from pipelines.steps import graph
+from pipelines.store import Store, file_digest, step_key, write_atomically
 from pipelines.toolchain import version_of
 from serving.tasks.base import TOWERS
 
 # backend -> the distribution whose version an engine is bound to
 BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
 SOME_ROW_FAILED = 3
+SUMMARY_VERSION = 2  # of package.json
 
 Say = Callable[[str], None]
 
@@ -146,6 +147,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
             "shared": {file: path.name for file, path in shared.items()},
             "unbuilt": unbuilt,
             "release": model.release,
+            "summary": SUMMARY_VERSION,
         }
     )
     folder = workshop.dist / name
@@ -154,16 +156,15 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     if known.get("key") == key and intact(folder, known):
         return ModelResult(model=model, folder=folder, reused=True, **_read(known))
     made = package.package(model, candidates, shared, versions, folder, unbuilt=unbuilt)
-    summary = {
-        "key": key,
-        "manifest_digest": file_digest(folder / "model_manifest.yaml"),
-        "files": {file.uri: file.size_bytes for profile in made.manifest.profiles for file in profile.files},
-        "shipped": [profile.name for profile in made.manifest.profiles],
-        "left_out": made.left_out,
-        "notes": made.warnings,
-    }
-    write_atomically(state, canonical(summary))
-    return ModelResult(model=model, folder=folder, **_read(json.loads(canonical(summary))))
+    summary = release.write_summary(
+        made,
+        candidates,
+        workshop.matrix,
+        model,
+        key=key,
+        versions={**versions, "onnxruntime": version_of("onnxruntime")},
+    )
+    return ModelResult(model=model, folder=folder, **_read(summary))
 
 
 def _read(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +222,14 @@ def image_model(
         kinds=("full", "slim"),
         repository=repository,
     )
+    write_images(folder, made)
     artifact.write(folder)
+    notes = tuple(dict.fromkeys(note for result in made for note in result.notes))
+    return replace(packaged, images=made, notes=(*packaged.notes, *notes))
+
+
+def write_images(folder: Path, made: Sequence[ImageResult]) -> None:
+    """Write images.json: what was built of this manifest."""
     listed = [
         {
             "reference": result.reference,
@@ -238,8 +246,6 @@ def image_model(
         for result in made
     ]
     write_atomically(folder / "images.json", json.dumps(listed, indent=1).encode())
-    notes = tuple(dict.fromkeys(note for result in made for note in result.notes))
-    return replace(packaged, images=made, notes=(*packaged.notes, *notes))
 
 
 def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:
@@ -248,29 +254,3 @@ def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:
     path, mark = result.folder / "report.html", f"<!-- facts {step_key(asdict(facts))} -->\n"
     if not (path.exists() and path.read_text().endswith(mark)):
         write_atomically(path, (report.render(facts) + mark).encode())
-
-
-def plan_json(steps: Graph, found: Mapping[str, State]) -> dict[str, Any]:
-    """The plan for programs: rows with their refusal or steps, steps with their state."""
-    return {
-        "rows": [
-            {
-                "row": plan.row.name,
-                "sku": plan.row.sku.name,
-                "target": target_of(plan.row),
-                "refusal": plan.refusal,
-                "engine": plan.engine.step if plan.engine else None,
-                "verdict": plan.verdict.step if plan.verdict else None,
-            }
-            for plan in steps.rows
-        ],
-        "steps": [
-            {
-                "step": step_id,
-                "state": "reuse" if state.record is not None else "build",
-                "why": list(state.why),
-                "last_duration_s": state.record.duration_s if state.record is not None else None,
-            }
-            for step_id, state in found.items()
-        ],
-    }

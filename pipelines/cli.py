@@ -1,7 +1,7 @@
-"""The command line: `enginery plan | build | serve | demo | bench | ui`. Reads arguments and prints, no more.
+"""The command line: `enginery plan | build | serve | publish | …`. Reads arguments and prints, no more.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 the matrix or the arguments are wrong; 3 built, but a stage of some row
-failed; 10-17 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
+failed; 10-20 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
 verdict, not a failure.
 """
 
@@ -15,6 +15,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from pipelines import publish_cli
 from pipelines.errors import EngineryError
 from serving import __version__
 
@@ -41,20 +42,23 @@ def plan(
     matrix: MatrixFile = Path("sku_matrix.yaml"),
     select: Select = (),
     store: StoreDir = Path(".store"),
+    jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
     as_json: Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")] = False,
 ) -> int:
-    """Show every row: what would be built and why, what is reused, what this machine cannot build and why."""
-    from pipelines import console
-    from pipelines.build import Workshop, plan_json
+    """Show every row: built, judged, reused or skipped, why, on which worker, and what it will probably take."""
+    from pipelines import console, plan_view
+    from pipelines.build import Workshop
     from pipelines.plan import states
+    from serving import hardware
 
     workshop = Workshop.open(matrix, store=store)
     graph = workshop.graph(select)
-    found = states(graph, workshop.store)
+    memory = hardware.detect(cpu_only=True).memory_bytes
+    view = plan_view.View.of(graph, states(graph, workshop.store), workshop.store, jobs=jobs, memory_bytes=memory)
     if as_json:
-        print(json.dumps(plan_json(graph, found), indent=2))
+        print(json.dumps(plan_view.as_json(view), indent=2))
     else:
-        console.show_plan(console.screen(), graph, found)
+        plan_view.show(console.screen(), view)
     return 0
 
 
@@ -178,6 +182,9 @@ def ui(
     from pipelines.ui import exec_webserver
 
     exec_webserver(matrix, store=store, dist=dist, host=host, port=port)
+
+
+publish_cli.register(app)
 
 
 def main() -> None:

@@ -1,9 +1,7 @@
-"""What a person at a terminal sees of a plan and of a build. Knows rich; decides nothing."""
+"""What a person at a terminal sees of a build. Knows rich; decides nothing."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -14,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from pipelines.build import BuildResult
 from pipelines.graph import Graph, Step
 from pipelines.image import describe
-from pipelines.plan import State
+from pipelines.plan_view import sharing
 from pipelines.run import Outcome
 
 
@@ -89,28 +87,6 @@ def measured(outcome: Outcome) -> str:
     return f"{record.duration_s:.1f} s, {size / 1e6:.1f} MB{memory}"
 
 
-def show_plan(console: Console, graph: Graph, states: Mapping[str, State]) -> None:
-    """A table of rows, then the steps that will run and why, then the sums."""
-    width = max(len(plan.row.name) for plan in graph.rows)
-    console.print(f"[bold]{'row':{width}}  engine  verdict[/]")
-    for plan in graph.rows:
-        if plan.refusal is not None or plan.engine is None or plan.verdict is None:
-            console.print(f"{plan.row.name:{width}}  [yellow]skip    skip     {escape(plan.refusal or '')}[/]")
-        else:
-            engine, verdict = word(states[plan.engine.step]), word(states[plan.verdict.step])
-            console.print(f"{plan.row.name:{width}}  {engine}   {verdict}")
-    stale = {step_id: state for step_id, state in states.items() if state.record is None}
-    if stale:
-        console.print("\n[bold]To build, and why[/]")
-        for step_id, state in stale.items():
-            console.print(f"  {step_id}  [dim]{escape('; '.join(state.why))}[/]")
-    skipped = sum(plan.refusal is not None for plan in graph.rows)
-    console.print(
-        f"\n{len(graph.rows)} rows, {skipped} skipped on this machine; {len(stale)} steps to build, "
-        f"{len(states) - len(stale)} reused. {sharing(graph)}",
-    )
-
-
 def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
     """What was built or reused, what ships, what does not and why, and where to look."""
     built = sum(outcome.built for outcome in result.outcomes.values())
@@ -133,15 +109,3 @@ def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
             where = "in the Docker engine" if made.loaded is None else f"only as files: {made.loaded}"
             console.print(f"  image {escape(describe(made))}\n  {escape(where)}")
         console.print(f"  {model.folder}/report.html")
-
-
-def word(state: State) -> str:
-    return "[dim]reuse[/]" if state.record is not None else "[green]build[/]"
-
-
-def sharing(graph: Graph) -> str:
-    """How many steps of each stage serve all the rows: "1 export, 3 quantize, 9 compile for 21 rows"."""
-    counts = Counter(step.stage for step in graph.steps.values())
-    built = sum(plan.refusal is None for plan in graph.rows)
-    stages = ", ".join(f"{counts[stage]} {stage}" for stage in ("export", "quantize", "compile", "measure"))
-    return f"{stages} for {built} rows."

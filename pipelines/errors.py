@@ -72,3 +72,15 @@ class StageCrashed(EngineryError):
     """A stage's process died without an answer (killed, out of memory)."""
 
     exit_code = 17
+
+
+class PublishError(EngineryError):
+    """A release could not be published, read back or collected."""
+
+    exit_code = 19
+
+
+class OvertakenError(PublishError):
+    """Somebody else published meanwhile: theirs stands, ours was refused."""
+
+    exit_code = 20

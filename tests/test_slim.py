@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import artifact, docker_engine, image, package
+from pipelines import artifact, docker_engine, image, oci, package
+from pipelines.publish import publish
 from pipelines.store import Store
 from serving import manifest
 from tests.pipelines.test_image import HARDENED, cache, engine  # noqa: F401
 from tests.serving.conftest import GENERIC, OPENVINO, add_profile, make_tiny, write_manifest
-from tests.serving.servers import KEYS, push_layout, registry, s3, serve
+from tests.serving.servers import KEYS, registry, s3, serve
 
 pytestmark = [
     pytest.mark.docker,
@@ -127,8 +128,8 @@ def test_a_cache_from_a_registry_serves_two_containers_without_network_and_write
     slim: Slim, volume: Path, tmp_path: Path
 ) -> None:
     with registry(tmp_path) as host:
-        made = artifact.write(slim.folder)
-        digest = push_layout(made.folder, host, "team/tiny")
+        assert publish(slim.folder, f"oci://{host}/team/tiny:1.0.0").moved
+        digest = oci.blob_of(artifact.contents(slim.folder).manifest).digest
         done = download(slim, volume, f"oci://{host}/team/tiny@{digest}", {})
     assert done.returncode == 0, done.stderr
     assert slim.selected in done.stdout
@@ -137,8 +138,13 @@ def test_a_cache_from_a_registry_serves_two_containers_without_network_and_write
     assert serve_without_network(slim, volume, num=2) == [f"DIMENSION 16 {slim.selected}"] * 2
 
 
-def test_a_cache_from_s3_serves_without_network(slim: Slim, volume: Path, tmp_path: Path) -> None:
-    with s3(tmp_path, {f"models/{uri}": data for uri, data in slim.blobs().items()}) as url:
+def test_a_cache_from_s3_serves_without_network(
+    slim: Slim, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3(tmp_path, {}) as url:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        assert publish(slim.folder, "s3://mirror/models").uploaded == len(slim.blobs())
         done = download(slim, volume, "s3://mirror/models", {**KEYS, "AWS_ENDPOINT_URL": url}, "--all")
     assert done.returncode == 0, done.stderr
     assert names(volume) == {Path(uri).name for uri in slim.blobs()}

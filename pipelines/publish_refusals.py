@@ -1,0 +1,25 @@
+"""What a failure of an S3 server means to a person, and what helps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def words_of(error: Any, status: int, code: str) -> str:
+    words = f"the S3 server answers {status} {code}: {error.response['Error'].get('Message', '')}".rstrip(": ")
+    remedies = {
+        401: "give a key that may write there (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
+        403: "give a key that may read, write and list there (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
+        404: "make the bucket first, or look at --to and AWS_ENDPOINT_URL",
+    }
+    return f"{words}; {remedies[status]}" if status in remedies else words
+
+
+def unreachable(error: Exception) -> str:
+    from botocore import exceptions as botocore
+
+    if isinstance(error, botocore.NoCredentialsError):
+        return "no AWS credentials are known here; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if isinstance(error, botocore.SSLError):
+        return f"the server's certificate is not trusted: {error}; set AWS_CA_BUNDLE or SSL_CERT_FILE"
+    return f"{error}; look at AWS_ENDPOINT_URL, then publish again: what was sent is kept"
