@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipelines.errors import ExportError
+from pipelines.errors import ExportError, FetchError
 
 # What a model folder is made of; everything else in it (pickles, pictures, other frameworks' weights) is never read.
 SUFFIXES = (".safetensors", ".json", ".txt")
@@ -108,7 +108,7 @@ def _hub_folder(source: str) -> Path:
         )
     except Exception as error:  # the client raises classes of requests, httpx and its own; all mean "not to be had"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(
+        raise FetchError(
             f"{source}: could not be fetched from the hub ({reason}); "
             "where the hub cannot be reached, put the model's files in a folder and name that folder as the source"
         ) from error

@@ -30,8 +30,8 @@ def source_digest(source: str, base: Path) -> str:
     return source if source.startswith("hf://") else sources.digest(sources.resolve(source, base))
 
 
-@cache
 def version_of(distribution: str) -> str:
+    """As it is installed now: asked anew each time, so that a daemon sees what was installed after it started."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
