@@ -4,18 +4,21 @@ Partitions: models, models x precisions, and rows, each one static key; mappings
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from pipelines import worker
 from pipelines.build import ModelResult
 from pipelines.checks import GATE, gate_result, table
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import describe
 from pipelines.lineage import Cell, code_version, lineage, toolchains
 from pipelines.observed import MODEL_REVISION, SETTINGS, TOOLCHAIN, setting_of
+from pipelines.places import pod, queue, refusal
 from pipelines.resources import Factory
 from pipelines.run import Outcome
 from pipelines.store import Record, Store
@@ -30,6 +33,8 @@ class RowPartitions(dg.StaticPartitionsDefinition):
                 "enginery/model": plan.row.model.name,
                 "enginery/sku": plan.row.sku.name,
                 "enginery/precision": str(plan.row.precision),
+                "dagster-celery/queue": queue(plan.row.sku.name),
+                "dagster-k8s/config": json.dumps(pod(plan.row)),
             }
             for plan in graph.rows
         }
@@ -168,6 +173,9 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, graph: Graph, wanted: Callable[[RowPlan], Ref | None]
     ) -> Ref | None:
         plan = next(plan for plan in graph.rows if plan.row.name == context.partition_key)
+        wrong = refusal(plan.row, worker.here(), os.environ)
+        if wrong is not None:
+            raise dg.Failure(description=wrong, allow_retries=False)
         if plan.refusal is not None:
             context.log.warning("%s is skipped: %s", plan.row.name, plan.refusal)
         return wanted(plan)

@@ -20,7 +20,7 @@ LOST_AFTER_S = 30.0  # and is taken for lost when it has not for this long: its 
 
 
 @contextmanager
-def claimed(path: Path, *, lost_after_s: float = LOST_AFTER_S, poll_s: float = 0.2) -> Iterator[None]:
+def claimed(path: Path, *, poll_s: float = 0.2) -> Iterator[None]:
     """Hold the claim at `path`. Waits for a holder that lives; goes ahead beside one that does not.
 
     The kernel frees the claim of a process that was killed. One that was suspended, or whose host was cut off, still
@@ -33,7 +33,7 @@ def claimed(path: Path, *, lost_after_s: float = LOST_AFTER_S, poll_s: float = 0
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.time() - path.stat().st_mtime > lost_after_s:
+                if time.time() - path.stat().st_mtime > LOST_AFTER_S:
                     break
                 time.sleep(poll_s)
         os.utime(path)
@@ -47,7 +47,7 @@ def claimed(path: Path, *, lost_after_s: float = LOST_AFTER_S, poll_s: float = 0
             alive.join()
 
 
-def held(path: Path, *, lost_after_s: float = LOST_AFTER_S) -> bool:
+def held(path: Path) -> bool:
     """Whether somebody who lives holds the claim at `path`."""
     try:
         with path.open("r") as file:
@@ -56,7 +56,7 @@ def held(path: Path, *, lost_after_s: float = LOST_AFTER_S) -> bool:
     except FileNotFoundError:
         return False
     except BlockingIOError:
-        return time.time() - path.stat().st_mtime <= lost_after_s
+        return time.time() - path.stat().st_mtime <= LOST_AFTER_S
 
 
 def _touch(path: Path, ended: threading.Event) -> None:

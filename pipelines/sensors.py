@@ -60,7 +60,7 @@ def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefini
             return dg.SkipReason(f"{', '.join(missing)}: new in the matrix; reload the definitions")
         context.update_cursor(seen)
         return dg.RunRequest.for_asset_graph_subset(
-            AssetGraphSubset(
+            AssetGraphSubset(  # type: ignore[call-arg]
                 non_partitioned_asset_keys=frozenset(),
                 partitions_subsets_by_asset_key={
                     dg.AssetKey(asset): definition.subset_with_partition_keys(
