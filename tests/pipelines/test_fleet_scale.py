@@ -157,7 +157,7 @@ def test_other_bytes_of_a_model_rebuild_all_of_that_model_and_nothing_of_the_oth
 
 
 def test_a_task_setting_of_a_model_rebuilds_all_of_that_model(plant: Plant) -> None:
-    plant.edit(lambda raw: raw["models"]["one"].update(max_tokens=48))
+    plant.edit(lambda raw: raw["models"]["one"].update(matryoshka=True))
     assert plant.stale() == plant.steps("*/one", "*/one__*")
 
 

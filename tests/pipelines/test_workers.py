@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,11 +21,22 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from pipelines.errors import WorkerError
 from pipelines.matrix import Worker, load
 from pipelines.places import SERVES, queue_of, refusal, verify
+from pipelines.plan import states
+from pipelines.sensors import CAUSE, WHY
 from tests.pipelines.fleets import CPU, H100, L40S, Fleet
 from tests.pipelines.services import ROOT, kill, postgres, redis, started, until
 
 COMPOSE = ROOT / "deploy" / "compose" / "dagster.yaml"
 HERE = Worker(cpu_arch="x86_64", cpu_features=frozenset(), compilers=frozenset({"tensorrt-rtx", "onnx"}))
+
+
+# The real daemon, but for the time it sleeps between two looks at its backfills: 30 s each are long in a test.
+DAEMON = """
+import dagster._daemon.controller as controller
+controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 1
+from dagster._daemon.cli import cli
+cli()
+"""
 
 
 @dataclass(kw_only=True)
@@ -41,14 +53,17 @@ class Team:
         return self.fleet.folder / f"{name}.log"
 
     def python(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", *arguments]
+        command = [sys.executable, *arguments]
         return self.stack.enter_context(started(command, self.log(name), self.environ))
 
     def worker(self, name: str, *serves: str) -> None:
         paths = ["--matrix", str(self.fleet.folder / "matrix.yaml")]
         for option in ("store", "dist"):
             paths += [f"--{option}", str(self.fleet.folder / option)]
-        self.workers[name] = self.python(name, "pipelines.cli", "worker", *serves, *paths)
+        self.workers[name] = self.python(name, "-m", "pipelines.cli", "worker", *serves, *paths)
+
+    def daemon(self) -> None:
+        self.python("daemon", "-c", DAEMON, "run", "-m", "pipelines.definitions")
 
     def runs(self, sku: str) -> list[dg.DagsterRun]:
         return list(self.instance.get_runs(dg.RunsFilter(tags={"enginery/sku": sku})))
@@ -125,19 +140,28 @@ def building(worker: subprocess.Popen[bytes], stage: str) -> bool:
     return False
 
 
+def by_command_line(fleet: Fleet) -> bytes:
+    """Build a fleet on this machine alone; returns its manifest."""
+    paths = [f"--{name}={fleet.folder / name}" for name in ("store", "dist")]
+    command = [sys.executable, "-m", "pipelines.cli", "build", "-m", str(fleet.folder / "matrix.yaml"), "--no-image"]
+    subprocess.run([*command, *paths], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return manifest(fleet)
+
+
+def manifest(fleet: Fleet) -> bytes:
+    return (fleet.folder / "dist" / "tiny" / "model_manifest.yaml").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_a_row_whose_worker_is_killed_is_built_again_and_the_manifest_is_the_one_of_a_single_machine(
     team: Team, tmp_path: Path, tiny_model: Path
 ) -> None:
-    alone = Fleet.at(tmp_path / "alone", tiny_model)
-    paths = [f"--{name}={alone.folder / name}" for name in ("store", "dist")]
-    command = [sys.executable, "-m", "pipelines.cli", "build", "-m", str(alone.folder / "matrix.yaml"), "--no-image"]
-    subprocess.run([*command, *paths], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    of_one_machine = by_command_line(Fleet.at(tmp_path / "alone", tiny_model))
 
     team.worker("cpu", "--home", "--sku", "cpu-x86-64")
     team.worker("gpu", "--sku", "l40s")
-    team.python("daemon", "dagster._daemon", "run", "-m", "pipelines.definitions")
+    team.daemon()
     team.backfill("everything")
     until("the l40s row compiles", lambda: building(team.workers["gpu"], "compile"), 120, team.log("daemon"))
     kill(team.workers["gpu"], signal.SIGKILL)
@@ -145,12 +169,35 @@ def test_a_row_whose_worker_is_killed_is_built_again_and_the_manifest_is_the_one
 
     done = {BulkActionStatus.COMPLETED_SUCCESS, BulkActionStatus.COMPLETED_FAILED, BulkActionStatus.COMPLETED}
     until("the backfill is done", lambda: team.status("everything") in done, 150, team.log("daemon"))
-    built = (team.fleet.folder / "dist" / "tiny" / "model_manifest.yaml").read_bytes()
-    assert built == (alone.folder / "dist" / "tiny" / "model_manifest.yaml").read_bytes()
+    assert manifest(team.fleet) == of_one_machine
     assert sorted(run.status.value for run in team.runs("l40s")) == ["FAILURE", "SUCCESS"]
     assert {run.tags["dagster-celery/queue"] for run in team.runs("l40s")} == {"sku.l40s"}
     assert {run.tags["dagster-celery/queue"] for run in team.runs("cpu-x86-64")} == {"sku.cpu-x86-64"}
     assert all("dagster-k8s/config" in run.tags for run in team.runs("l40s"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_new_revision_of_a_models_folder_is_rebuilt_without_a_hand(team: Team) -> None:
+    before = by_command_line(team.fleet)
+    prompts = team.fleet.folder / "tiny-bert" / "config_sentence_transformers.json"
+    prompts.write_text(json.dumps({"prompts": {"query": "question: ", "passage": "passage: "}}))
+    team.worker("all", "--home", "--sku", "cpu-x86-64", "--sku", "l40s")
+    team.daemon()
+    until("a new manifest", lambda: manifest(team.fleet) != before, 200, team.log("daemon"))
+    (started_by,) = team.instance.get_backfills()
+    assert started_by.tags[CAUSE] == "model"
+    assert "export/tiny: params.source_digest changed" in started_by.tags[WHY]
+    (record,) = team.instance.fetch_observations(
+        dg.AssetRecordsFilter(dg.AssetKey("model_revision"), asset_partitions=["tiny"]), limit=10
+    ).records
+    assert record.asset_observation is not None
+    until("everything that is due is built", lambda: not built_again(team.fleet), 60)
+
+
+def built_again(fleet: Fleet) -> set[str]:
+    workshop = fleet.factory.workshop()
+    return {name for name, state in states(workshop.graph(), workshop.store).items() if state.record is None}
 
 
 def test_a_worker_without_the_sku_it_is_to_serve_refuses_with_every_reason(tmp_path: Path, tiny_model: Path) -> None:
