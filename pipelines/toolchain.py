@@ -26,8 +26,8 @@ def versions(part: str) -> dict[str, str]:
 
 
 def source_digest(source: str, base: Path) -> str:
-    """What the bytes of a model are. A hub's revision is one already, and planning must not download."""
-    return source if source.startswith("hf://") else sources.digest(sources.resolve(source, base))
+    """What the bytes of a model are, as far as can be told without downloading them."""
+    return sources.revision(source, base)
 
 
 def version_of(distribution: str) -> str:
