@@ -23,6 +23,9 @@ from pipelines.resources import Factory
 from pipelines.run import Outcome
 from pipelines.store import Record, Store
 
+# Package again when a verdict or a setting changed and none is being made; rows for other machines may be missing.
+FOLLOWS = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
+
 
 class RowPartitions(dg.StaticPartitionsDefinition):
     """Rows, each run tagged with what its worker must be."""
@@ -134,7 +137,13 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         return record
 
     def asset(
-        name: str, kinds: set[str], *, pool: str, output_required: bool = True, checks: Sequence[dg.AssetCheckSpec] = ()
+        name: str,
+        kinds: set[str],
+        *,
+        pool: str,
+        output_required: bool = True,
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        automation: dg.AutomationCondition[Any] | None = None,
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """What all declarations share. A pool bounds how many partitions are made at a time (docs/dagster.md)."""
         return dg.asset(
@@ -147,6 +156,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             pool=pool,
             output_required=output_required,
             check_specs=checks,
+            automation_condition=automation,
         )
 
     @asset("fp32_onnx", {"onnx", "torch"}, pool="export")
@@ -219,7 +229,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             check_results=[gate_result(context.partition_key, said)],
         )
 
-    @asset("manifest", {"yaml"}, pool="package")
+    @asset("manifest", {"yaml"}, pool="package", automation=FOLLOWS)
     def manifest(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """model_manifest.yaml and the image context: the profiles whose verdict passed. The report lies beside it."""
         made = factory.package(factory.graph(), context.partition_key)

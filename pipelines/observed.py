@@ -3,6 +3,7 @@
 Their data versions are what makes the other assets stale, partition by partition. Building does not belong here.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
@@ -14,6 +15,9 @@ from pipelines.resources import Factory
 
 MODEL_REVISION, TOOLCHAIN, SETTINGS = "model_revision", "toolchain", "settings"
 GROUP = "sources"
+warnings.filterwarnings(
+    "ignore", category=dg.BetaWarning
+)  # said in every process; its version is pinned
 
 
 def setting_of(cell: Cell) -> str:

@@ -13,6 +13,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.loader import LoadingContextForTest
 
+from pipelines.definitions import definitions
 from pipelines.lineage import Cell, due
 from pipelines.observed import observe
 from pipelines.schedules import verification
@@ -155,6 +156,22 @@ def test_a_fact_of_a_sku_that_no_step_uses_makes_only_the_manifest_stale(
     observe(instance, fleet.factory.graph())
     assert stale(fleet, instance) == {("manifest", "tiny"): "settings has a new data version"}
     assert planned(fleet) == set()
+
+
+def test_a_verdict_made_by_hand_has_the_manifest_follow_where_automation_is_switched_on(
+    fleet: Fleet, instance: dg.DagsterInstance
+) -> None:
+    def requested(cursor: object = None) -> dg.EvaluateAutomationConditionsResult:
+        return dg.evaluate_automation_conditions(definitions(fleet.factory), instance, cursor=cursor)  # type: ignore[arg-type]
+
+    idle = requested()
+    idle = requested(idle.cursor)
+    assert idle.total_requested == 0
+    fleet.edit("{min_realized_precision: 0.1}", "{min_realized_precision: 0.2}")
+    fleet.materialize(instance, ("verdict", L40S))
+    after = requested(idle.cursor)
+    assert after.get_requested_partitions(dg.AssetKey("manifest")) == {"tiny"}
+    assert after.total_requested == 1
 
 
 def test_a_row_new_in_the_matrix_is_no_sensors_business(fleet: Fleet, instance: dg.DagsterInstance) -> None:
