@@ -15,9 +15,7 @@ from pipelines.resources import Factory
 
 MODEL_REVISION, TOOLCHAIN, SETTINGS = "model_revision", "toolchain", "settings"
 GROUP = "sources"
-warnings.filterwarnings(
-    "ignore", category=dg.BetaWarning
-)  # said in every process; its version is pinned
+warnings.filterwarnings("ignore", category=dg.BetaWarning)  # said in every process; its version is pinned
 
 
 def setting_of(cell: Cell) -> str:
