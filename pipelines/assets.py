@@ -4,18 +4,27 @@ Partitions: models, models x precisions, and rows, each one static key; mappings
 """
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from pipelines import worker
+from pipelines.build import ModelResult
 from pipelines.checks import GATE, gate_result, table
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import describe
+from pipelines.lineage import Cell, code_version, lineage, toolchains
+from pipelines.observed import MODEL_REVISION, SETTINGS, TOOLCHAIN, setting_of
+from pipelines.places import pod, queue, refusal
 from pipelines.resources import Factory
 from pipelines.run import Outcome
 from pipelines.store import Record, Store
+
+# Package again when a verdict or a setting changed and none is being made; rows for other machines may be missing.
+FOLLOWS = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
 
 
 class RowPartitions(dg.StaticPartitionsDefinition):
@@ -27,6 +36,8 @@ class RowPartitions(dg.StaticPartitionsDefinition):
                 "enginery/model": plan.row.model.name,
                 "enginery/sku": plan.row.sku.name,
                 "enginery/precision": str(plan.row.precision),
+                "dagster-celery/queue": queue(plan.row.sku.name),
+                "dagster-k8s/config": json.dumps(pod(plan.row)),
             }
             for plan in graph.rows
         }
@@ -66,79 +77,124 @@ def engine_size(said: dict[str, Any], store: Store) -> int:
     return sum(store.path(digest).stat().st_size for digest in digests)
 
 
-def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
-    """The assets of one matrix. Rows that this machine cannot build are partitions too, skipped with the reason."""
-    by_row: dict[str, RowPlan] = {plan.row.name: plan for plan in graph.rows}
-    typed_of: dict[str, Ref] = {}
-    rows_of_typed: dict[str, list[str]] = {}
-    rows_of_model: dict[str, list[str]] = {}
-    for name, plan in by_row.items():
-        rows_of_model.setdefault(plan.row.model.name, []).append(name)
-        if plan.typed is not None and plan.typed.step.startswith("quantize/"):
-            key = plan.typed.step.removeprefix("quantize/")
-            typed_of[key] = plan.typed
-            rows_of_typed.setdefault(key, []).append(name)
-    models = dg.StaticPartitionsDefinition(list(rows_of_model))
-    typed_partitions = dg.StaticPartitionsDefinition(list(typed_of))
-    rows = RowPartitions(graph)
-    model_to_rows = dg.StaticPartitionMapping(rows_of_model)
-    rows_to_model = dg.StaticPartitionMapping({row: model for model, names in rows_of_model.items() for row in names})
-    model_to_typed = dg.StaticPartitionMapping(
-        {
-            model: [key for key, names in rows_of_typed.items() if set(names) & set(rows_of_model[model])]
-            for model in rows_of_model
+class Partitions:
+    """The partitions of every asset, and which takes from which, written out from the lineage of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.cells = lineage(graph)
+        models = dg.StaticPartitionsDefinition([model.name for model in graph.models])
+        rows = RowPartitions(graph)
+        typed = dg.StaticPartitionsDefinition([key for asset, key in self.cells if asset == "typed_onnx"])
+        self.of: dict[str, dg.StaticPartitionsDefinition] = {
+            **dict.fromkeys(("fp32_onnx", "manifest", "image"), models),
+            "typed_onnx": typed,
+            **dict.fromkeys(("engine", "verdict"), rows),
+            MODEL_REVISION: models,
+            TOOLCHAIN: dg.StaticPartitionsDefinition(list(toolchains(self.cells))),
+            SETTINGS: dg.StaticPartitionsDefinition([setting_of(cell) for cell in self.cells]),
         }
-    )
+
+    def sources(self, asset: str, key: str) -> list[Cell]:
+        """Everything that one partition takes from."""
+        made = self.cells[asset, key]
+        revision = [(MODEL_REVISION, key)] if made.revision else []
+        return [*made.upstream, *revision, *((TOOLCHAIN, p) for p in made.parts), (SETTINGS, setting_of((asset, key)))]
+
+    def deps(self, asset: str) -> list[dg.AssetDep]:
+        """An asset's dependencies, with a mapping for each."""
+        mappings: dict[str, dict[str, list[str]]] = {}
+        for found, key in self.cells:
+            if found == asset:
+                for source, source_key in self.sources(asset, key):
+                    mappings.setdefault(source, {}).setdefault(source_key, []).append(key)
+        deps = []
+        for source, mapping in mappings.items():
+            same = self.of[source] is self.of[asset] and all(keys == [key] for key, keys in mapping.items())
+            how = dg.IdentityPartitionMapping() if same else dg.StaticPartitionMapping(mapping)
+            deps.append(dg.AssetDep(source, partition_mapping=how))
+        return deps
+
+
+def rows_table(made: ModelResult) -> dg.TableMetadataValue:
+    """A line for each row of a model: shipped, or why not."""
+    lines = [(row, "shipped", "") for row in made.shipped]
+    lines += [(row, "left out", "; ".join(why)) for row, why in sorted((made.left_out or {}).items())]
+    records = [dg.TableRecord({"row": row, "state": state, "why": why}) for row, state, why in lines]
+    columns = [dg.TableColumn(name, "string") for name in ("row", "state", "why")]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
+    """The assets of one matrix. Rows that this machine cannot build are partitions too, skipped with the reason.
+
+    The graph says which partitions there are; what is built is planned anew in each run.
+    """
+    parts = Partitions(graph)
 
     def one(outcomes: dict[str, Outcome], step_id: str) -> Record:
         record = outcomes[step_id].record
         assert record is not None  # `bring` raised otherwise
         return record
 
-    @dg.asset(partitions_def=models, group_name="factory", kinds={"onnx", "torch"})
+    def asset(
+        name: str,
+        kinds: set[str],
+        *,
+        pool: str,
+        output_required: bool = True,
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        automation: dg.AutomationCondition[Any] | None = None,
+    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        """What all declarations share. A pool bounds how many partitions are made at a time (docs/dagster.md)."""
+        return dg.asset(
+            name=name,
+            partitions_def=parts.of[name],
+            deps=parts.deps(name),
+            code_version=code_version(name),
+            group_name="factory",
+            kinds=kinds,
+            pool=pool,
+            output_required=output_required,
+            check_specs=checks,
+            automation_condition=automation,
+        )
+
+    @asset("fp32_onnx", {"onnx", "torch"}, pool="export")
     def fp32_onnx(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The model as float32 ONNX with pooling inside, and its golden outputs."""
-        step = f"export/{context.partition_key}"
+        graph, step = factory.graph(), f"export/{context.partition_key}"
         record = one(factory.bring(context, graph, step), step)
         return dg.MaterializeResult(
             metadata=shown(record, factory.workshop().store, *record.outputs),
             data_version=version(record),
         )
 
-    @dg.asset(
-        partitions_def=typed_partitions,
-        deps=[dg.AssetDep(fp32_onnx, partition_mapping=model_to_typed)],
-        group_name="factory",
-        kinds={"onnx", "nvidia"},
-    )
+    @asset("typed_onnx", {"onnx", "nvidia"}, pool="export")
     def typed_onnx(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The ONNX with a precision written in, by NVIDIA Model Optimizer."""
-        ref = typed_of[context.partition_key]
-        record = one(factory.bring(context, graph, ref.step), ref.step)
+        graph, step = factory.graph(), f"quantize/{context.partition_key}"
+        record = one(factory.bring(context, graph, step), step)
         return dg.MaterializeResult(
             metadata=shown(record, factory.workshop().store, *record.outputs),
             data_version=version(record),
         )
 
-    def built_here(context: dg.AssetExecutionContext, wanted: Callable[[RowPlan], Ref | None]) -> Ref | None:
-        plan = by_row[context.partition_key]
+    def built_here(
+        context: dg.AssetExecutionContext, graph: Graph, wanted: Callable[[RowPlan], Ref | None]
+    ) -> Ref | None:
+        plan = next(plan for plan in graph.rows if plan.row.name == context.partition_key)
+        wrong = refusal(plan.row, worker.here(), os.environ)
+        if wrong is not None:
+            raise dg.Failure(description=wrong, allow_retries=False)
         if plan.refusal is not None:
             context.log.warning("%s is skipped: %s", plan.row.name, plan.refusal)
         return wanted(plan)
 
-    @dg.asset(
-        partitions_def=rows,
-        deps=[
-            dg.AssetDep(fp32_onnx, partition_mapping=model_to_rows),
-            dg.AssetDep(typed_onnx, partition_mapping=dg.StaticPartitionMapping(rows_of_typed)),
-        ],
-        output_required=False,
-        group_name="factory",
-        kinds={"tensorrt", "openvino"},
-    )
+    @asset("engine", {"tensorrt", "openvino"}, pool="engine", output_required=False)
     def engine(context: dg.AssetExecutionContext, factory: Factory):  # type: ignore[no-untyped-def]
         """What a compiler made for one SKU. Skipped, with the reason, where this machine cannot build it."""
-        ref = built_here(context, lambda plan: plan.engine)
+        graph = factory.graph()
+        ref = built_here(context, graph, lambda plan: plan.engine)
         if ref is None:
             return
         record = one(factory.bring(context, graph, ref.step), ref.step)
@@ -147,17 +203,11 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             data_version=version(record),
         )
 
-    @dg.asset(
-        partitions_def=rows,
-        deps=[engine],
-        check_specs=[GATE],
-        output_required=False,
-        group_name="factory",
-        kinds={"json"},
-    )
+    @asset("verdict", {"json"}, pool="measure", checks=[GATE], output_required=False)
     def verdict(context: dg.AssetExecutionContext, factory: Factory):  # type: ignore[no-untyped-def]
         """The gate's judgement of one engine: metrics, thresholds and the digests judged."""
-        ref = built_here(context, lambda plan: plan.verdict)
+        graph = factory.graph()
+        ref = built_here(context, graph, lambda plan: plan.verdict)
         if ref is None:
             return
         record = one(factory.bring(context, graph, ref.step), ref.step)
@@ -171,7 +221,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
                 **{f"{name} digest": digest for name, digest in said["digests"].items() if name.startswith("engine")},
                 "engine size_bytes": engine_size(said, store),
                 "report": dg.MetadataValue.path(
-                    Path(factory.dist).absolute() / by_row[context.partition_key].row.model.name / "report.html"
+                    Path(factory.dist).absolute() / context.partition_key.partition("__")[0] / "report.html"
                 ),
                 **shown(record, store, "verdict.json"),
             },
@@ -179,31 +229,24 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             check_results=[gate_result(context.partition_key, said)],
         )
 
-    @dg.asset(
-        partitions_def=models,
-        deps=[dg.AssetDep(verdict, partition_mapping=rows_to_model)],
-        group_name="factory",
-        kinds={"yaml"},
-    )
+    @asset("manifest", {"yaml"}, pool="package", automation=FOLLOWS)
     def manifest(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """model_manifest.yaml and the image context: the profiles whose verdict passed. The report lies beside it."""
-        made = factory.package(graph, context.partition_key)
+        made = factory.package(factory.graph(), context.partition_key)
         return dg.MaterializeResult(
             metadata={
-                "profiles": dg.MetadataValue.md("\n".join(f"- {row}" for row in made.shipped)),
-                "not shipped": dg.MetadataValue.md(
-                    "\n".join(f"- {row}: {'; '.join(why)}" for row, why in sorted((made.left_out or {}).items()))
-                ),
+                "rows": rows_table(made),
+                "num_profiles": len(made.shipped),
                 "digest": made.manifest_digest,
                 "report": dg.MetadataValue.url((made.folder / "report.html").absolute().as_uri()),
             },
             data_version=dg.DataVersion(made.manifest_digest),
         )
 
-    @dg.asset(partitions_def=models, deps=[manifest], group_name="factory", kinds={"docker"})
+    @asset("image", {"docker"}, pool="package")
     def image(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The container images of a model, by digest."""
-        made = factory.images(graph, context.partition_key)
+        made = factory.images(factory.graph(), context.partition_key)
         listed = "\n\n".join(f"```\n{describe(image)}\n```" for image in made.images)
         return dg.MaterializeResult(
             metadata={"images": dg.MetadataValue.md(listed), "notes": "; ".join(made.notes)},

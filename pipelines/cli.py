@@ -1,4 +1,4 @@
-"""The command line: `enginery plan | build | serve | publish | …`. Reads arguments and prints, no more.
+"""The command line: `enginery plan | build | serve | publish | ui | worker | …`. Reads arguments and prints, no more.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 the matrix or the arguments are wrong; 3 built, but a stage of some row
 failed; 10-20 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
@@ -185,6 +185,22 @@ def ui(
 
 
 publish_cli.register(app)
+
+
+@app.command
+def worker(
+    *,
+    sku: Annotated[tuple[str, ...], Parameter(help="A SKU that this machine has; its rows are built here.")] = (),
+    home: Annotated[bool, Parameter(help="Also exports, manifests and images.", negative="")] = False,
+    broker: Annotated[str, Parameter(help="Redis.", env_var="ENGINERY_BROKER")] = "redis://localhost:6379/0",
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    store: StoreDir = Path(".store"),
+    dist: DistDir = Path("dist"),
+) -> int:
+    """Build rows for the SKUs that this machine has, as the Dagster daemon sends them through Celery."""
+    from pipelines.serve_queue import exec_worker
+
+    exec_worker(matrix, store=store, dist=dist, skus=sku, home=home, broker=broker)
 
 
 def main() -> None:

@@ -1,19 +1,34 @@
 """The Dagster code location: the assets of the matrix named by ENGINERY_MATRIX. `enginery ui` loads it."""
 
 import os
-from pathlib import Path
 
 import dagster as dg
 
-from pipelines.assets import factory_assets
-from pipelines.build import Workshop
+from pipelines.assets import Partitions, factory_assets
+from pipelines.observed import source_assets
 from pipelines.resources import Factory
+from pipelines.schedules import JOBS, SCHEDULES
+from pipelines.sensors import SENSORS
 
-MATRIX = os.environ.get("ENGINERY_MATRIX", "sku_matrix.yaml")
-STORE = os.environ.get("ENGINERY_STORE", ".store")
-DIST = os.environ.get("ENGINERY_DIST", "dist")
 
-defs = dg.Definitions(
-    assets=factory_assets(Workshop.open(Path(MATRIX), store=Path(STORE)).graph()),
-    resources={"factory": Factory(matrix=MATRIX, store=STORE, dist=DIST)},
+def definitions(factory: Factory) -> dg.Definitions:
+    """Everything of one matrix. Stages are processes already, so that a run needs no more of its own."""
+    graph = factory.graph()
+    return dg.Definitions(
+        assets=[*source_assets(Partitions(graph).of), *factory_assets(graph)],
+        resources={"factory": factory},
+        sensors=SENSORS,
+        schedules=SCHEDULES,
+        jobs=JOBS,
+        executor=dg.in_process_executor,
+    )
+
+
+defs = definitions(
+    Factory(
+        matrix=os.environ.get("ENGINERY_MATRIX", "sku_matrix.yaml"),
+        store=os.environ.get("ENGINERY_STORE", ".store"),
+        dist=os.environ.get("ENGINERY_DIST", "dist"),
+        base=os.environ.get("ENGINERY_BASE") or None,
+    )
 )

@@ -9,6 +9,7 @@ class EngineryError(Exception):
     """Something a person can act on. The message says what, where, and the remedy."""
 
     exit_code = 1
+    transient = False  # whether the same thing may well succeed a minute later, with nothing changed
 
 
 class MatrixError(EngineryError):
@@ -26,6 +27,12 @@ class ExportError(EngineryError):
     """A model could not be fetched, read or exported."""
 
     exit_code = 10
+
+
+class FetchError(ExportError):
+    """A model could not be had from where it is kept, now."""
+
+    transient = True
 
 
 class QuantizeError(EngineryError):
@@ -72,6 +79,13 @@ class StageCrashed(EngineryError):
     """A stage's process died without an answer (killed, out of memory)."""
 
     exit_code = 17
+    transient = True
+
+
+class WorkerError(EngineryError):
+    """A machine was asked for what it does not have: carries the reason."""
+
+    exit_code = 18
 
 
 class PublishError(EngineryError):

@@ -31,7 +31,9 @@ def run(request: StageRequest) -> StageResult:
     recipe = RECIPES.get(params["task"])
     if recipe is None:
         raise ExportError(f"task '{params['task']}' has no recipe; there is one for {', '.join(sorted(RECIPES))}")
-    folder = request.inputs.get("model") or sources.resolve(params["source"], Path(params.get("source_base", ".")))
+    folder = request.inputs.get("model") or sources.resolve(
+        params["source"], Path(params.get("source_base", ".")), wanted=params.get("source_digest")
+    )
     texts = json.loads(request.inputs["texts.json"].read_bytes())
     started = time.monotonic()
     with _quiet_and_offline(), _scratch(request.output_dir) as scratch:

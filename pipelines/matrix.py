@@ -61,7 +61,7 @@ class Model:
 
     name: str  # "all-minilm-l6-v2"
     task: str  # "embed"
-    source: str  # as written: "package://…", "hf://org/name@revision" or a folder relative to the matrix
+    source: str  # as written: "package://…", "hf://…", "s3://…" or a folder relative to the matrix
     release: str  # "0.1.0"
     served_name: str  # the `model` that a request names
     max_tokens: int | None  # special tokens included; None: what the model says of itself

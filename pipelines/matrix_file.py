@@ -84,7 +84,9 @@ class ModelForm(_Form):
     """a mapping of task, source, release, …"""
 
     task: Annotated[Literal["embed", "rerank", "clip"], Field(description="a task: embed, rerank or clip")]
-    source: Annotated[str, Field(description="package://module/folder, hf://org/name@revision or a folder")]
+    source: Annotated[
+        str, Field(description="package://module/folder, hf://org/name@revision, s3://bucket/prefix or a folder")
+    ]
     release: Version
     served_name: Annotated[
         str | None,

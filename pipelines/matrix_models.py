@@ -87,8 +87,11 @@ def source_refusal(source: str, folder: Path) -> str | None:
     if scheme == "package":
         good = re.fullmatch(r"[A-Za-z_]\w*(/[\w-][\w.-]*)*", rest, re.ASCII)
         return None if good else f"{source!r} is not package://module/folder, such as package://my_model/model"
+    if scheme == "s3":
+        good = re.fullmatch(r"[a-z0-9][a-z0-9.-]+(/[\w.-]+)+", rest, re.ASCII)
+        return None if good else f"{source!r} is not s3://bucket/prefix, such as s3://models/bge-small"
     if scheme != "hf":
-        return f"the scheme '{scheme}://' is not known; use package://…, hf://org/name@revision or a folder"
+        return f"the scheme '{scheme}://' is not known; use package://…, hf://org/name@revision, s3://… or a folder"
     name, _, revision = rest.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         return f"{source!r} is not hf://org/name@revision; give the organisation and the name"

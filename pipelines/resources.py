@@ -1,12 +1,19 @@
 """The factory as a Dagster resource: which matrix, which store, which dist. What a stage does does not belong here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 
 from pipelines.build import ModelResult, Workshop, image_model, package_model, write_report
+from pipelines.errors import EngineryError
 from pipelines.graph import Graph
 from pipelines.run import Outcome, run
+
+# A stage's process was killed, a hub did not answer: tried again. A stage that says why it cannot is not.
+RETRIES = 2
+RETRY_AFTER_S = 20.0
 
 
 class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -16,27 +23,42 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     store: str = ".store"
     dist: str = "dist"
     jobs: int = 2
+    base: str | None = None  # what images start from; None: as `enginery build` does
+    retry_after_s: float = RETRY_AFTER_S
 
     def workshop(self) -> Workshop:
         return Workshop.open(Path(self.matrix), store=Path(self.store), dist=Path(self.dist), jobs=self.jobs)
 
+    def graph(self) -> Graph:
+        """The steps as the matrix, the models and the installed versions are now, not as they were at loading."""
+        return self.workshop().graph()
+
     def bring(self, context: dg.AssetExecutionContext, graph: Graph, *steps: str) -> dict[str, Outcome]:
-        """Bring these steps, and what they take from, up to date; raise Failure with the reason of one that failed."""
+        """Bring these steps, and what they take from, up to date.
+
+        Raises Failure with the reason of one that failed, or RetryRequested if the failure may pass by itself.
+        """
         workshop = self.workshop()
-        with workshop.store.locked(wait=True):
-            outcomes = run(graph.closure(steps), workshop.store, jobs=self.jobs)
-        for step_id in steps:
-            error = outcomes[step_id].error
-            if error is not None:
-                raise dg.Failure(description=error, allow_retries=False)
+        with workshop.store.locked(wait=True, shared=True):
+            outcomes = run(graph.closure(steps), workshop.store, jobs=self.jobs, shared=True)
         for outcome in outcomes.values():
-            context.log.info("%s %s", "reused" if outcome.reused else "built", outcome.step.id)
+            if outcome.record is not None:
+                context.log.info("%s %s", "reused" if outcome.reused else "built", outcome.step.id)
+        for step_id in steps:
+            outcome = outcomes[step_id]
+            if outcome.error is None:
+                continue
+            failure = dg.Failure(description=outcome.error, allow_retries=False)
+            if outcome.transient:
+                context.log.warning("%s", outcome.error)
+                raise dg.RetryRequested(RETRIES, self.retry_after_s) from failure
+            raise failure
         return outcomes
 
     def package(self, graph: Graph, model: str) -> ModelResult:
         """Package what the store has of a model, and write its report."""
         workshop = self.workshop()
-        with workshop.store.locked(wait=True):
+        with workshop.store.locked(wait=True), told():
             made = package_model(workshop, graph, model)
             write_report(workshop, graph, made)
         return made
@@ -44,7 +66,16 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     def images(self, graph: Graph, model: str) -> ModelResult:
         """Build a model's images, and write its report with them."""
         workshop = self.workshop()
-        with workshop.store.locked(wait=True):
-            made = image_model(workshop, package_model(workshop, graph, model))
+        with workshop.store.locked(wait=True), told():
+            made = image_model(workshop, package_model(workshop, graph, model), base=self.base)
             write_report(workshop, graph, made)
         return made
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error that a person can act on becomes a Failure with its words; it is tried again only if it may pass."""
+    try:
+        yield
+    except EngineryError as error:
+        raise dg.Failure(description=str(error), allow_retries=error.transient) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import gate
+from pipelines import claims, gate
 from pipelines.errors import EngineryError, StageCrashed
 from pipelines.graph import Graph, Ref, Step
 from pipelines.plan import ingredients, inputs_of, state_of
@@ -41,6 +41,7 @@ class Outcome:
     reused: bool = False
     error: str | None = None
     blocked_by: str | None = None  # the step that failed, where it is not this one
+    transient: bool = False  # the failure may pass by itself
 
     @property
     def built(self) -> bool:
@@ -50,8 +51,13 @@ class Outcome:
 Listener = Callable[[str, Step, Outcome | None], None]  # ("started" | "finished", step, outcome)
 
 
-def run(graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda *_: None) -> dict[str, Outcome]:
-    """Bring every step of the graph up to date. A failed step fails those that take from it, and no others."""
+def run(
+    graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda *_: None, shared: bool = False
+) -> dict[str, Outcome]:
+    """Bring every step of the graph up to date. A failed step fails those that take from it, and no others.
+
+    shared: other builders work in the same store at the same time; each step is claimed (pipelines.claims).
+    """
     outcomes: dict[str, Outcome] = {}
 
     def output(ref: Ref) -> Blob | None:
@@ -70,7 +76,9 @@ def run(graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda 
                 if failed:
                     first = outcomes[failed[0]]
                     blocked_by = first.blocked_by or failed[0]
-                    outcomes[step.id] = Outcome(step=step, error=first.error, blocked_by=blocked_by)
+                    outcomes[step.id] = Outcome(
+                        step=step, error=first.error, blocked_by=blocked_by, transient=first.transient
+                    )
                     del pending[step.id]
                     listen("finished", step, outcomes[step.id])
                     continue
@@ -86,7 +94,7 @@ def run(graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda 
                 del pending[step.id]
                 listen("started", step, None)
                 blobs = inputs_of(step, output)
-                running[pool.submit(attempt, step, blobs, store)] = step
+                running[pool.submit(attempt, step, blobs, store, shared)] = step
             if not running:
                 continue
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -97,11 +105,20 @@ def run(graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda 
     return outcomes
 
 
-def attempt(step: Step, blobs: Mapping[str, Blob], store: Store) -> Outcome:
+def attempt(step: Step, blobs: Mapping[str, Blob], store: Store, shared: bool = False) -> Outcome:
     try:
-        return Outcome(step=step, record=build(step, blobs, store))
+        if not shared:
+            return Outcome(step=step, record=build(step, blobs, store))
+        key = step_key(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
+        with claims.claimed(store.root / "claims" / key):
+            record = store.record(key)  # who held the claim before has built it, unless it failed or died
+            if record is not None:
+                store.point(record)
+                return Outcome(step=step, record=record, reused=True)
+            with claims.quiet(exclusive=step.exclusive):
+                return Outcome(step=step, record=build(step, blobs, store))
     except EngineryError as error:
-        return Outcome(step=step, error=str(error))
+        return Outcome(step=step, error=str(error), transient=error.transient)
 
 
 def build(step: Step, blobs: Mapping[str, Blob], store: Store) -> Record:
@@ -125,8 +142,7 @@ def build(step: Step, blobs: Mapping[str, Blob], store: Store) -> Record:
         duration_s=round(time.monotonic() - started, 3),
         peak_rss_bytes=peak,
     )
-    store.write_record(record)
-    return record
+    return store.write_record(record)
 
 
 def judged(step: Step, blobs: Mapping[str, Blob], inputs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
@@ -176,7 +192,9 @@ def in_process(step: Step, inputs: Mapping[str, Path], folder: Path) -> tuple[di
         raise StageCrashed(f"{step.id} {ended(process.returncode)}; the end of its log:\n{tail(log)}")
     answer = json.loads(answer_path.read_text())
     if "error" in answer:
-        raise EngineryError(f"{step.id}: {answer['error']}")
+        failed = EngineryError(f"{step.id}: {answer['error']}")
+        failed.transient = bool(answer.get("transient"))
+        raise failed
     outputs = {name: Path(path) for name, path in answer["outputs"].items()}
     missing = [name for name, path in outputs.items() if not path.is_file()]
     if missing:

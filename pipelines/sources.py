@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipelines.errors import ExportError
+from pipelines import bucket_source
+from pipelines.errors import ExportError, FetchError
 
 # What a model folder is made of; everything else in it (pickles, pictures, other frameworks' weights) is never read.
 SUFFIXES = (".safetensors", ".json", ".txt")
@@ -18,20 +19,33 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def resolve(source: str, base_dir: Path) -> Path:
+def revision(source: str, base_dir: Path) -> str:
+    """What changes when the model's files do: a folder's digest, a hub's commit, a bucket's etags. No download."""
+    if source.startswith("hf://"):
+        return source  # the matrix pins it
+    if source.startswith("s3://"):
+        return bucket_source.revision(source, SUFFIXES)
+    return digest(resolve(source, base_dir))
+
+
+def resolve(source: str, base_dir: Path, wanted: str | None = None) -> Path:
     """A source as the matrix spells it -> a local folder. Raises ExportError.
 
+    wanted: the revision the build was planned with; a bucket that has another by now is refused.
+
     `package://module/folder` is found without importing the package; `hf://org/name@revision` is downloaded into the
-    hub client's cache; anything else is a folder, relative to `base_dir`.
+    hub client's cache, `s3://bucket/prefix` into Enginery's; anything else is a folder, relative to `base_dir`.
     """
     if source.startswith("package://"):
         folder = _package_folder(source)
     elif source.startswith("hf://"):
         folder = _hub_folder(source)
+    elif source.startswith("s3://"):
+        folder = bucket_source.fetch(source, SUFFIXES, wanted)
     else:
         folder = (base_dir / source).resolve()
         if not folder.is_dir():
-            raise ExportError(f"{source}: there is no folder {folder}; name a model folder, package:// or hf://")
+            raise ExportError(f"{source}: there is no folder {folder}; name a model folder, package://, hf:// or s3://")
     problems = refusals(folder)
     if problems:
         raise ExportError("\n".join([f"{source}:", *(f"  {problem}" for problem in problems)]))
@@ -108,7 +122,7 @@ def _hub_folder(source: str) -> Path:
         )
     except Exception as error:  # the client raises classes of requests, httpx and its own; all mean "not to be had"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(
+        raise FetchError(
             f"{source}: could not be fetched from the hub ({reason}); "
             "where the hub cannot be reached, put the model's files in a folder and name that folder as the source"
         ) from error

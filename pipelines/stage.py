@@ -65,7 +65,11 @@ def main(request_path: str) -> int:
     try:
         result = run(request)
     except EngineryError as error:
-        answer: dict[str, Any] = {"error": str(error), "kind": type(error).__name__}
+        answer: dict[str, Any] = {
+            "error": str(error),
+            "kind": type(error).__name__,
+            "transient": error.transient,
+        }
         code = error.exit_code
     else:
         answer = {"outputs": {n: str(p) for n, p in result.outputs.items()}, "facts": dict(result.facts)}

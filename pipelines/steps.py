@@ -36,6 +36,7 @@ class _Layout:
         self.matrix, self.worker = matrix, worker
         self.steps: dict[str, Step] = {}
         self._source_digest = cache(source_digest)  # a model's bytes are hashed once for all its rows
+        self._versions = cache(versions)
         self._beir_digest = cache(retrieval.beir_digest)
         self._pictures_digest = cache(pictures.pictures_digest)
 
@@ -110,7 +111,7 @@ class _Layout:
             "matryoshka": model.matryoshka,
             **self.pictures(model),
         }
-        step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=versions("export"))
+        step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=self._versions("export"))
         return Ref(step=step, output=name)
 
     def onnx(self, model: Model, precision: Precision, kind: str) -> Ref:
@@ -135,7 +136,7 @@ class _Layout:
                 "task.json": self.exported(model, "task.json"),
                 "texts.json": self.texts(),
             },
-            toolchain=versions("quantize"),
+            toolchain=self._versions("quantize"),
         )
         return Ref(step=step, output="model.onnx")
 
@@ -161,7 +162,7 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
             params,
             self.towers(row.model, "model.onnx", self.typed(row)),
-            toolchain=versions(row.sku.compiler),
+            toolchain=self._versions(row.sku.compiler),
         )
         return Ref(step=step, output="engine")
 
@@ -198,7 +199,7 @@ class _Layout:
                 **self.files(model, "tokenizer.json", "task.json"),
                 "texts.json": self.texts(),
             },
-            toolchain=versions("measure"),
+            toolchain=self._versions("measure"),
         )
         return Ref(step=step, output="reference.json")
 
@@ -238,7 +239,7 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{place}",
             params,
             inputs,
-            toolchain=versions("measure"),
+            toolchain=self._versions("measure"),
             exclusive=runs_here,
         )
         return Ref(step=step, output="metrics.json")

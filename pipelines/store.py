@@ -72,7 +72,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 class Store:
-    """A folder of blobs and records. Several readers, one builder at a time (`locked`)."""
+    """A folder of blobs and records. Several readers, and one builder, or several that claim their steps (`locked`)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -147,9 +147,19 @@ class Store:
             return None
         return record
 
-    def write_record(self, record: Record) -> None:
-        write_atomically(self._steps / f"{record.key}.json", canonical(asdict(record)))
-        self.point(record)
+    def write_record(self, record: Record) -> Record:
+        """Record what a step made, and return what stands: the first complete record of a key is never replaced.
+
+        A builder that was taken for lost and finishes after all thus gets what was made in its place.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "records.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            standing = self.record(record.key)
+            if standing is None:
+                write_atomically(self._steps / f"{record.key}.json", canonical(asdict(record)))
+        self.point(standing or record)
+        return standing or record
 
     def point(self, record: Record) -> None:
         """Make this the latest record of its subject: what `plan` compares with to say why a step is stale."""
@@ -175,15 +185,22 @@ class Store:
         return Record(**raw)
 
     @contextmanager
-    def locked(self, *, wait: bool = False) -> Iterator[None]:
-        """Hold the store for one builder; wait for it, or refuse. The kernel frees the lock when the process dies."""
+    def locked(self, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+        """Hold the store for one builder; wait for it, or refuse. The kernel frees the lock when the process dies.
+
+        shared: beside other builders that hold it so, and that claim each step (pipelines.claims).
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait and not shared else fcntl.LOCK_NB))
             except BlockingIOError as error:
-                raise StoreError(
-                    f"another build holds {self.root}; wait for it, or give this one its own --store"
-                ) from error
-            shutil.rmtree(self.root / "tmp", ignore_errors=True)
+                if not shared:
+                    raise StoreError(
+                        f"another build holds {self.root}; wait for it, or give this one its own --store"
+                    ) from error
+            else:
+                shutil.rmtree(self.root / "tmp", ignore_errors=True)
+            if shared:
+                fcntl.flock(file, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
             yield

@@ -26,12 +26,12 @@ def versions(part: str) -> dict[str, str]:
 
 
 def source_digest(source: str, base: Path) -> str:
-    """What the bytes of a model are. A hub's revision is one already, and planning must not download."""
-    return source if source.startswith("hf://") else sources.digest(sources.resolve(source, base))
+    """What the bytes of a model are, as far as can be told without downloading them."""
+    return sources.revision(source, base)
 
 
-@cache
 def version_of(distribution: str) -> str:
+    """As it is installed now: asked anew each time, so that a daemon sees what was installed after it started."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,18 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+# Two runs at a time, and one step of each pool (export, engine, measure, package), so that memory suffices and what is
+# timed is alone. docs/dagster.md says how a team sets this up on several machines.
+concurrency:
+  runs:
+    max_concurrent_runs: 2
+  pools:
+    granularity: op
+    default_limit: 1
+# A run that was killed with the machine is started anew.
+run_retries:
+  enabled: true
+  max_retries: 1
 """
 
 

@@ -7,10 +7,11 @@ import dagster as dg
 import pytest
 
 from pipelines import matrix as matrices
-from pipelines.assets import factory_assets
+from pipelines.assets import Partitions, factory_assets
 from pipelines.build import Workshop
 from pipelines.graph import Graph
 from pipelines.matrix import Worker
+from pipelines.observed import source_assets
 from pipelines.resources import Factory
 from pipelines.steps import graph
 
@@ -50,19 +51,34 @@ def demo() -> Graph:
 
 
 def test_the_graph_goes_from_export_to_image(demo: Graph) -> None:
-    definitions = dg.Definitions(assets=factory_assets(demo), resources={"factory": Factory()})
-    assets = definitions.resolve_asset_graph()
+    assets = [*source_assets(Partitions(demo).of), *factory_assets(demo)]
+    definitions = dg.Definitions(assets=assets, resources={"factory": Factory()})
+    resolved = definitions.resolve_asset_graph()
     parents = {
-        key.to_user_string(): {p.to_user_string() for p in assets.get(key).parent_keys}
-        for key in assets.get_all_asset_keys()
+        key.to_user_string(): {p.to_user_string() for p in resolved.get(key).parent_keys}
+        for key in resolved.get_all_asset_keys()
     }
+    sources = {"model_revision", "toolchain", "settings"}
     assert parents == {
-        "fp32_onnx": set(),
-        "typed_onnx": {"fp32_onnx"},
-        "engine": {"fp32_onnx", "typed_onnx"},
-        "verdict": {"engine"},
-        "manifest": {"verdict"},
-        "image": {"manifest"},
+        "fp32_onnx": sources,
+        "typed_onnx": {"fp32_onnx", "toolchain", "settings"},
+        "engine": {"fp32_onnx", "typed_onnx", "toolchain", "settings"},
+        "verdict": {"fp32_onnx", "typed_onnx", "engine", "toolchain", "settings"},
+        "manifest": {"verdict", "settings"},
+        "image": {"manifest", "settings"},
+        **{source: set() for source in sources},
+    }
+
+
+def test_only_one_export_and_one_measurement_run_at_a_time_by_their_pools(demo: Graph) -> None:
+    pools = {asset.key.to_user_string(): asset.op.pool for asset in factory_assets(demo)}
+    assert pools == {
+        "fp32_onnx": "export",
+        "typed_onnx": "export",
+        "engine": "engine",
+        "verdict": "measure",
+        "manifest": "package",
+        "image": "package",
     }
 
 

@@ -1,0 +1,101 @@
+"""What starts builds without a hand: a new model revision, a new toolchain. pipelines.lineage decides what is due.
+
+Each sensor records the versions it sees (so that the UI says what is stale and why) and launches one backfill of
+exactly the partitions that are due for its cause. It launches once for what it saw: a failed build waits for a person
+or a change.
+"""
+
+from collections.abc import Mapping
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+
+from pipelines.errors import EngineryError
+from pipelines.lineage import Cause, Cell, Due, due
+from pipelines.observed import observe
+from pipelines.resources import Factory
+from pipelines.store import step_key
+
+BUILT = dg.AssetSelection.assets("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image")
+WHY = "enginery/why"
+CAUSE = "enginery/cause"
+MAX_TAG = 255  # characters, of what a person reads in the list of runs
+INTERVAL_S = 30
+
+
+def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=name,
+        description=description,
+        asset_selection=BUILT,
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def evaluate(context: dg.SensorEvaluationContext, factory: Factory) -> dg.RunRequest | dg.SkipReason:
+        try:
+            workshop = factory.workshop()
+            graph = workshop.graph()
+            changed = observe(context.instance, graph)
+            stale = due(graph, workshop.store)
+        except EngineryError as error:
+            return dg.SkipReason(str(error))
+        for (asset, partition), (was, now) in changed.items():
+            context.log.info("%s of %s: %s -> %s", asset, partition, was, now)
+        wanted = launched(stale, cause)
+        if not wanted:
+            return dg.SkipReason(f"{len(stale)} partitions are stale, none of them for a new {cause}")
+        seen = step_key({":".join(cell): sorted(found.why) for cell, found in wanted.items()})
+        if context.cursor == seen:
+            return dg.SkipReason("what is due was launched already; materialize it by hand to try again")
+        defined = context.repository_def
+        assert defined is not None
+        known = {
+            asset: defined.asset_graph.get(dg.AssetKey(asset)).partitions_def
+            for asset in {asset for asset, _ in wanted}
+        }
+        missing = sorted(
+            ":".join(cell) for cell in wanted if cell[1] not in (known[cell[0]] or _none()).get_partition_keys()
+        )
+        if missing:
+            return dg.SkipReason(f"{', '.join(missing)}: new in the matrix; reload the definitions")
+        context.update_cursor(seen)
+        return dg.RunRequest.for_asset_graph_subset(
+            AssetGraphSubset(  # type: ignore[call-arg]
+                non_partitioned_asset_keys=frozenset(),
+                partitions_subsets_by_asset_key={
+                    dg.AssetKey(asset): definition.subset_with_partition_keys(
+                        [key for found, key in wanted if found == asset]
+                    )
+                    for asset, definition in known.items()
+                    if definition is not None
+                },
+            ),
+            tags={CAUSE: str(cause), WHY: told(wanted)},
+        )
+
+    return evaluate
+
+
+def _none() -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition([])
+
+
+def launched(stale: Mapping[Cell, Due], cause: Cause) -> dict[Cell, Due]:
+    """What a sensor of this cause launches: all that is due for it, unless something it needs was never built."""
+    return {cell: found for cell, found in stale.items() if cause in found.causes and Cause.NEW not in found.causes}
+
+
+def told(wanted: Mapping[Cell, Due]) -> str:
+    """The reasons as one tag."""
+    text = "; ".join(sorted({line for found in wanted.values() for line in found.why}))
+    return text if len(text) <= MAX_TAG else text[: MAX_TAG - 1] + "…"
+
+
+new_model_revision = rebuild_sensor(
+    "new_model_revision", Cause.MODEL, "Rebuild what depends on a model whose files changed"
+)
+new_toolchain = rebuild_sensor(
+    "new_toolchain", Cause.TOOLCHAIN, "Rebuild what an upgraded compiler or library made: TensorRT, OpenVINO, …"
+)
+
+SENSORS = [new_model_revision, new_toolchain]

@@ -1,0 +1,89 @@
+"""A small fleet for the tests of Dagster, sensors and workers: one tiny model, rows for several kinds of hardware."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from pipelines.definitions import definitions
+from pipelines.lineage import Cell, lineage
+from pipelines.resources import Factory
+
+MATRIX = """
+schema_version: 1
+models:
+  tiny:
+    task: embed
+    source: ./tiny-bert
+    release: "1.2.3"
+    max_tokens: 64
+    shapes: {min: [1, 1], opt: [2, 16], max: [4, 64]}
+    calibration: {num_texts: 16, max_tokens: 64}
+    golden: {num_texts: 32}
+    retrieval: stdlib-docstrings
+    runtimes: [rtx, cpu]
+skus:
+  h100:
+    {compute_capability: "9.0", pci_ids: ["2330"], product: h100-80gb-hbm3, memory_gib: 80, gpus_per_node: 8,
+     precisions: [fp16], compiler: tensorrt}
+  l40s:
+    {compute_capability: "8.9", pci_ids: ["26b9"], product: l40s, memory_gib: 48, gpus_per_node: 8,
+     precisions: [fp16], compiler: tensorrt-rtx}
+  cpu-x86-64: {cpu_arch: x86_64, cpu_features: [], precisions: [fp32], compiler: onnx}
+gates:
+  embed: {fp16: {min_realized_precision: 0.1}}
+build:
+  - {models: [tiny], skus: [h100, l40s], precisions: [fp16], tp: [1]}
+  - {models: [tiny], skus: [cpu-x86-64], precisions: [fp32], tp: [1]}
+"""
+CPU, L40S, H100 = "tiny__cpu-x86-64__fp32__tp1", "tiny__l40s__fp16__tp1", "tiny__h100__fp16__tp1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """A matrix with its model in a folder of its own, and where its results go."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path, model: Path, matrix: str = MATRIX) -> Fleet:
+        shutil.copytree(model, folder / "tiny-bert")
+        (folder / "matrix.yaml").write_text(matrix)
+        return cls(folder=folder)
+
+    @property
+    def factory(self) -> Factory:
+        paths = {name: str(self.folder / name) for name in ("store", "dist")}
+        return Factory(matrix=str(self.folder / "matrix.yaml"), jobs=2, retry_after_s=0, **paths)
+
+    def repository(self) -> dg.RepositoryDefinition:
+        return definitions(self.factory).get_repository_def()
+
+    def edit(self, old: str, new: str) -> None:
+        """Change the matrix, as a person would."""
+        path = self.folder / "matrix.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def cells(self) -> list[Cell]:
+        return list(lineage(self.factory.graph()))
+
+    def materialize(self, instance: dg.DagsterInstance, *cells: Cell) -> None:
+        """Run these partitions one after the other, each as a run of its own."""
+        repository = self.repository()
+        job = repository.get_implicit_global_asset_job_def()
+        for asset, key in cells:
+            selected = job.get_subset(asset_selection={dg.AssetKey(asset)})
+            assert selected.execute_in_process(instance=instance, partition_key=key).success
+
+
+def new_release(folder: Path, distribution: str, version: str) -> Path:
+    """A folder for sys.path in which a distribution is installed in another version."""
+    info = folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    return folder
