@@ -38,16 +38,14 @@ class _Task(msgspec.Struct):
     shapes: _Shapes
 
 
-def build(work: Path, store: Path, *, matrix: Path = Path("sku_matrix.yaml")) -> tuple[Built, Built]:
-    """The embedding model as sku_matrix.yaml ships it for CPUs, and the reranker of benchmarks/models.py.
+def build(work: Path, store: Path) -> tuple[Built, Built]:
+    """The embedding model and the reranker of benchmarks/models.py.
 
     Raises EngineryError when one cannot be built.
     """
     models.make(work / "models")
     dist = work / "dist"
-    _enginery("build", "--matrix", matrix, "--select", f"{models.EMBED}__cpu-*", "--store", store, "--dist", dist)
-    own = work / "models" / "matrix.yaml"
-    _enginery("build", "--matrix", own, "--select", f"{models.RERANK}__*", "--store", store, "--dist", dist)
+    _enginery("build", "--matrix", work / "models" / "matrix.yaml", "--store", store, "--dist", dist)
     return chosen(dist / models.EMBED), chosen(dist / models.RERANK)
 
 
