@@ -27,19 +27,18 @@ models:
     {{task: embed, source: ./{embed}, release: "0.1.0", max_tokens: 512, runtimes: [cpu],
       calibration: {{num_texts: 32, max_tokens: 128, max_noise: {noise}}}}}
   {rerank}:
-    {{task: rerank, source: ./{rerank}, release: "0.1.0", max_tokens: 512, runtimes: [cpu],
-      calibration: {{num_texts: 32, max_tokens: 128, max_noise: {noise}}}}}
+    {{task: rerank, source: ./{rerank}, release: "0.1.0", max_tokens: 512, runtimes: [cpu]}}
 skus:
   cpu-x86-64: {{cpu_arch: x86_64, precisions: [fp32], compiler: onnx}}
   cpu-avx2: {{cpu_arch: x86_64, cpu_features: [avx2, fma], precisions: [fp32], compiler: openvino}}
   cpu-avx512-bf16: {{cpu_arch: x86_64, cpu_features: [avx512_bf16], precisions: [fp32, bf16, int8], compiler: openvino}}
 build:
   - {{models: ["*"], skus: [cpu-x86-64, cpu-avx2, cpu-avx512-bf16], precisions: [fp32]}}
-  - {{models: ["*"], skus: [cpu-avx512-bf16], precisions: [bf16, int8]}}
+  - {{models: ["*"], skus: [cpu-avx512-bf16], precisions: [bf16]}}
+  - {{models: [{embed}], skus: [cpu-avx512-bf16], precisions: [int8]}}
 gates:
   rerank:
     bf16: {{min_kendall_tau: null, max_ndcg_drop: null}}
-    int8: {{max_ndcg_drop: null}}
 """
 
 
