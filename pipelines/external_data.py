@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import onnx_message
 from pipelines.errors import ExportError
 
 SUFFIX = ".data"  # image.onnx and image.onnx.data
@@ -111,16 +112,17 @@ def read_light(path: Path, scratch: Path) -> tuple[Any, Path]:
 
 
 def write(model: Any, path: Path, folder: Path, *, beside: bool, content: Content | None = None) -> list[Path]:
-    """Write a graph with its heavy tensors beside it, or all in one file; the model changes. Returns the files.
+    """Write a graph with its heavy tensors beside it (then the model changes), or all in one file. Returns the files.
 
     folder: what a light graph's references are relative to. content: what else than the stored bytes to write.
     """
     content = content or (lambda tensor: stored(tensor, folder))
-    if not beside:
-        for tensor in model.graph.initializer:
-            if is_external(tensor):
-                embed(tensor, content(tensor))
+    if not beside and not is_light(model):
         path.write_bytes(model.SerializeToString(deterministic=True))
+        return [path]
+    if not beside:
+        with path.open("wb") as whole:
+            onnx_message.write(model, whole, lambda data_type: dtype_of(data_type).itemsize, content)
         return [path]
     target = path.with_name(path.name + SUFFIX)
     with target.open("wb") as file:

@@ -16,15 +16,15 @@ from pipelines.stage import StageRequest
 
 ROOT = Path(__file__).parents[2]
 NUM_QUERIES, NUM_PASSAGES = 8, 24  # of the labelled set: it shows that a figure is taken, and each text costs seconds
-# {name} and {precisions}: what was asked for.
+# {name} and {precisions}: what was asked for; {max_tokens} and {shapes}: of the model.
 MATRIX = """schema_version: 1
 models:
   {name}:
     task: embed
     source: ./model
     release: "0.1.0"
-    max_tokens: 128
-    shapes: {{min: [1, 1], opt: [8, 64], max: [16, 128]}}
+    max_tokens: {max_tokens}
+    shapes: {shapes}
     calibration: {{num_texts: 16, max_tokens: 128}}
     golden: {{num_texts: 32}}
     retrieval: beir:labelled
@@ -96,6 +96,11 @@ def llama_1b(folder: Path, texts: Sequence[str]) -> None:
 
 
 MODELS: dict[str, Callable[[Path, Sequence[str]], None]] = {"bert-large": bert_large, "llama-1b": llama_1b}
+# (longest text, shapes of the engines), as NVIDIA serves the models that these have the shape of.
+TEXTS = {
+    "bert-large": (512, "{min: [1, 1], opt: [16, 128], max: [64, 512]}"),
+    "llama-1b": (8192, "{min: [1, 1], opt: [4, 512], max: [16, 8192]}"),
+}
 
 
 def main() -> int:
@@ -114,7 +119,10 @@ def build(name: str, precisions: str, folder: Path) -> int:
         write(name, folder)
     matrix = folder / "matrix.yaml"
     generic = GENERIC.format(name=name) if name == "bert-large" else ""  # one ONNX file ends at 2 GiB
-    matrix.write_text(MATRIX.format(name=name, precisions=precisions, generic=generic))
+    max_tokens, shapes = TEXTS[name]
+    matrix.write_text(
+        MATRIX.format(name=name, precisions=precisions, generic=generic, max_tokens=max_tokens, shapes=shapes)
+    )
     places = ["--matrix", str(matrix), "--store", str(folder / "store"), "--dist", str(folder / "dist")]
     # One step at a time: two of this size would share the memory that one needs.
     command = [sys.executable, "-m", "pipelines.cli", "build", *places, "--no-image", "--jobs", "1"]
