@@ -103,12 +103,17 @@ def parse(data: bytes) -> Any:
 
 def read_light(path: Path, scratch: Path) -> tuple[Any, Path]:
     """As a light graph in any case, and the folder that its heavy tensors lie in: the file's own, or scratch."""
-    model = read(path)
-    if is_light(model):
+    model = read_in_place(path)
+    inside = [t for t in model.graph.initializer if is_external(t) and reference(t)[0] == path.name]
+    if is_light(model) and not inside:
         return model, path.parent
-    write(model, scratch / "light.onnx", scratch, beside=True)
-    del model  # its memory is given back as a whole, not tensor by tensor
-    return read(scratch / "light.onnx"), scratch
+    write(model, scratch / "light.onnx", path.parent, beside=True)
+    return model, scratch
+
+
+def read_in_place(path: Path) -> Any:
+    """As a light graph whose heavy tensors lie where they are: in the data, or in the file itself, at any place."""
+    return onnx_message.read(path, HEAVY_BYTES, refer)
 
 
 def write(model: Any, path: Path, folder: Path, *, beside: bool, content: Content | None = None) -> list[Path]:
@@ -159,7 +164,7 @@ def lightened(path: Path, scratch: Path) -> Path:
     if is_beside_data(path) or path.stat().st_size <= LARGE_BYTES:
         return path
     folder = Path(tempfile.mkdtemp(dir=scratch, suffix=SUFFIX))
-    return write(read(path), folder / "model.onnx", folder, beside=True)[0]
+    return write(read_in_place(path), folder / "model.onnx", path.parent, beside=True)[0]
 
 
 def is_beside_data(path: Path) -> bool:
