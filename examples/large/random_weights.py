@@ -1,4 +1,4 @@
-"""Build an embedding model of real size with random weights, and print what each stage takes."""
+"""Build an embedding model of real size with random weights, and print what each step takes and may take."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import stage
+from pipelines.build import Workshop
 from pipelines.stage import StageRequest
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +127,26 @@ def build(name: str, precisions: str, folder: Path) -> int:
     places = ["--matrix", str(matrix), "--store", str(folder / "store"), "--dist", str(folder / "dist")]
     # One step at a time: two of this size would share the memory that one needs.
     command = [sys.executable, "-m", "pipelines.cli", "build", *places, "--no-image", "--jobs", "1"]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    return code or (0 if within_limits(matrix, folder) else 1)
+
+
+def within_limits(matrix: Path, folder: Path) -> bool:
+    """Print what each step took, and say whether all kept to the limit: 3 x the fp32 weights + 2 GB."""
+    workshop = Workshop.open(matrix, store=folder / "store", dist=folder / "dist")
+    steps = workshop.graph().steps.values()
+    records = [r for step in steps if (r := workshop.store.latest(step.stage, step.subject)) and r.peak_rss_bytes]
+    fp32 = sum(b.size_bytes for r in records if r.stage == "export" for name, b in r.outputs.items() if ".onnx" in name)
+    limit = 3 * fp32 + 2e9
+    print(f"\nfp32 weights {fp32 / 1e9:.2f} GB; limit of a step: 3 x that + 2 GB = {limit / 1e9:.1f} GB")
+    for record in records:
+        over = "  OVER" if record.peak_rss_bytes > limit else ""
+        size = sum(blob.size_bytes for blob in record.outputs.values())
+        print(
+            f"{record.stage:9}{record.subject:44}{record.duration_s:8.1f} s {record.peak_rss_bytes / 1e9:6.2f} GB "
+            f"{size / 1e6:9.1f} MB{over}"
+        )
+    return all(record.peak_rss_bytes <= limit for record in records)
 
 
 def write(name: str, folder: Path) -> None:
