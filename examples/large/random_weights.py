@@ -49,7 +49,7 @@ gates:
 GENERIC = "  - {{models: [{name}], skus: [cpu], precisions: [fp32]}}"
 
 
-def bert_large(folder: Path, texts: Sequence[str]) -> None:
+def bert_large(folder: Path, texts: Sequence[str], num_layers: int = 24) -> None:
     """335 million weights, 1.3 GB: the shape of nv-embedqa-e5-v5."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -59,9 +59,14 @@ def bert_large(folder: Path, texts: Sequence[str]) -> None:
     trained.save_model(str(folder))
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     config = BertConfig(
-        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=30522
+        hidden_size=1024, num_hidden_layers=num_layers, num_attention_heads=16, intermediate_size=4096, vocab_size=30522
     )
     save(BertModel(config, add_pooling_layer=False), folder)
+
+
+def bert_160m(folder: Path, texts: Sequence[str]) -> None:
+    """158 million weights, 0.6 GB: as little as is built in the way of large models, for tests."""
+    bert_large(folder, texts, num_layers=10)
 
 
 def llama_1b(folder: Path, texts: Sequence[str]) -> None:
@@ -96,9 +101,14 @@ def llama_1b(folder: Path, texts: Sequence[str]) -> None:
     (folder / "config.json").write_text(json.dumps(written))
 
 
-MODELS: dict[str, Callable[[Path, Sequence[str]], None]] = {"bert-large": bert_large, "llama-1b": llama_1b}
+MODELS: dict[str, Callable[[Path, Sequence[str]], None]] = {
+    "bert-160m": bert_160m,
+    "bert-large": bert_large,
+    "llama-1b": llama_1b,
+}
 # (longest text, shapes of the engines), as NVIDIA serves the models that these have the shape of.
 TEXTS = {
+    "bert-160m": (64, "{min: [1, 1], opt: [8, 64], max: [16, 64]}"),
     "bert-large": (512, "{min: [1, 1], opt: [16, 128], max: [64, 512]}"),
     "llama-1b": (8192, "{min: [1, 1], opt: [4, 512], max: [16, 8192]}"),
 }
@@ -119,7 +129,7 @@ def build(name: str, precisions: str, folder: Path) -> int:
     if not (folder / "model" / "config.json").is_file():
         write(name, folder)
     matrix = folder / "matrix.yaml"
-    generic = GENERIC.format(name=name) if name == "bert-large" else ""  # one ONNX file ends at 2 GiB
+    generic = GENERIC.format(name=name) if name != "llama-1b" else ""  # one ONNX file ends at 2 GiB
     max_tokens, shapes = TEXTS[name]
     matrix.write_text(
         MATRIX.format(name=name, precisions=precisions, generic=generic, max_tokens=max_tokens, shapes=shapes)
