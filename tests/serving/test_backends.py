@@ -45,6 +45,14 @@ def test_each_backend_reproduces_the_golden_outputs_alone_and_in_a_batch(backend
         assert np.allclose(backend.infer(inputs(tiny, text))[0], vector, atol=1e-5)
 
 
+def test_onnx_runtime_lets_the_file_go_once_it_is_loaded(tiny: Tiny) -> None:
+    engine = bytes(bytearray(tiny.onnx))  # nobody else holds this copy
+    before = sys.getrefcount(engine)
+    loaded = backends.load("onnxruntime", engine, FP32)
+    assert sys.getrefcount(engine) == before
+    assert np.allclose(loaded.infer(inputs(tiny, tiny.golden.texts[0]))[0], tiny.golden.vectors[0], atol=1e-5)
+
+
 def test_threads_may_share_a_backend_and_keep_their_own_answers(backend: Backend, tiny: Tiny) -> None:
     texts = tiny.golden.texts[:5]
     expected = [backend.infer(inputs(tiny, text)) for text in texts]
