@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -92,12 +92,13 @@ def build(
     with_images: bool = True,
     base: str | None = None,
     repository: str | None = None,
+    again: Collection[str] = (),
     listen: Listener = lambda *_: None,
     say: Say = lambda _: None,
 ) -> BuildResult:
-    """Bring every row of the graph up to date and write dist/<model> for each model."""
+    """Bring every row of the graph up to date, the steps `again` in any case, and write dist/<model> for each model."""
     with workshop.store.locked():
-        outcomes = run(steps, workshop.store, jobs=workshop.jobs, listen=listen)
+        outcomes = run(steps, workshop.store, jobs=workshop.jobs, listen=listen, again=again)
         errors = {step_id: outcome.error for step_id, outcome in outcomes.items() if outcome.error is not None}
         results = []
         for model in steps.models:
