@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.matrix import Matrix, Model, Row
+from pipelines.registrations import Registration
 from serving.tasks.base import suffixed
 
 
@@ -32,6 +33,7 @@ class Step:
     inputs: Mapping[str, Ref]
     toolchain: Mapping[str, str]
     exclusive: bool = False  # it measures time: nothing else may run beside it
+    site: str = ""  # the SKU whose worker has this toolchain; "": this machine has it
 
     @property
     def id(self) -> str:
@@ -47,6 +49,7 @@ class RowPlan:
 
     row: Row
     refusal: str | None = None
+    built_by: Registration | None = None  # not here: its steps are laid out as this worker lays them out
     typed: Ref | None = None  # the ONNX it is compiled from
     engine: Ref | None = None
     metrics: Ref | None = None

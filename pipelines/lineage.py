@@ -75,8 +75,9 @@ def code_version(asset: str) -> str:
 
 
 def part_of(step: Step) -> str:
-    """Which part of the toolchain a step uses: "openvino", "export"."""
-    return str(step.params["compiler"]) if step.stage == "compile" else step.stage
+    """Which part of the toolchain a step uses, and whose: "openvino", "export", "tensorrt@h100"."""
+    part = str(step.params["compiler"]) if step.stage == "compile" else step.stage
+    return f"{part}@{step.site}" if step.site else part
 
 
 def lineage(graph: Graph) -> dict[Cell, Lineage]:

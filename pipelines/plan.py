@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.external_data import SUFFIX
-from pipelines.graph import Graph, Ref, Step
+from pipelines.graph import Graph, Ref, RowPlan, Step
 from pipelines.stage import VERSIONS
 from pipelines.store import Blob, Record, Store, step_key
 
@@ -81,6 +81,13 @@ def changes(old: Any, new: Any, place: str = "") -> list[str]:
     if old == new:
         return []
     return [f"{place} changed" if str(new).startswith("sha256:") else f"{place}: {old} -> {new}"]
+
+
+def not_here(plan: RowPlan, found: Mapping[str, State]) -> str | None:
+    """Why this machine does nothing for a row: it cannot build it, or a worker does and has not finished it yet."""
+    if plan.built_by is not None and plan.verdict is not None and found[plan.verdict.step].record is None:
+        return f"built by worker {plan.built_by.host}, which has not finished it yet"
+    return plan.refusal
 
 
 def states(graph: Graph, store: Store, again: Collection[str] = ()) -> dict[str, State]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from pipelines.errors import MatrixError
-from pipelines.graph import Graph
+from pipelines.graph import Graph, RowPlan
 
 
 def steps(graph: Graph, globs: Sequence[str] | None) -> frozenset[str]:
@@ -22,9 +22,19 @@ def steps(graph: Graph, globs: Sequence[str] | None) -> frozenset[str]:
     for glob, plans in named.items():
         if not plans:
             problems.append(f"--remeasure {glob}: no selected row has such a name; `enginery plan` lists them")
-        elif all(plan.metrics is None for plan in plans):
-            reasons = "; ".join(f"{plan.row.name} {plan.refusal}" for plan in plans)
+        elif all(not measured_here(plan) for plan in plans):
+            reasons = "; ".join(f"{plan.row.name} {why_not(plan)}" for plan in plans)
             problems.append(f"--remeasure {glob}: none of these rows is measured here: {reasons}")
     if problems:
         raise MatrixError(str(graph.matrix.source), problems)
-    return frozenset(plan.metrics.step for plans in named.values() for plan in plans if plan.metrics is not None)
+    return frozenset(
+        plan.metrics.step for plans in named.values() for plan in plans if plan.metrics and measured_here(plan)
+    )
+
+
+def measured_here(plan: RowPlan) -> bool:
+    return plan.metrics is not None and plan.built_by is None
+
+
+def why_not(plan: RowPlan) -> str:
+    return f"is measured by worker {plan.built_by.host}" if plan.built_by is not None else str(plan.refusal)

@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     "onnx": (),
     "measure": ("onnxruntime", "openvino", "tokenizers", "onnx", "ir-measures"),
 }
+NOT_INSTALLED = "not installed"
 
 
 def versions(part: str) -> dict[str, str]:
@@ -35,7 +36,7 @@ def version_of(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 @cache
