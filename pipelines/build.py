@@ -16,7 +16,7 @@ from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import ImageResult
 from pipelines.matrix import Matrix, Model, Worker, refusal_here
 from pipelines.package import Candidate
-from pipelines.plan import State, not_here, states
+from pipelines.plan import State, not_here, ours, states
 from pipelines.run import Listener, Outcome, run
 from pipelines.steps import graph
 from pipelines.store import Store, file_digest, step_key, write_atomically
@@ -61,9 +61,9 @@ class Workshop:
         # A worker that has the GPU judges better than this machine can, but nobody waits for one that may be gone.
         found = states(laid_out, self.store)
         unfinished = {p.row.name for p in laid_out.rows if p.built_by is not None and not_here(p, found)}
-        ours = {row.name for row in rows if row.name in unfinished and refusal_here(row, self.worker) is None}
-        theirs = {name: registration for name, registration in theirs.items() if name not in ours}
-        return graph(self.matrix, rows, self.worker, theirs) if ours else laid_out
+        here = {row.name for row in rows if row.name in unfinished and refusal_here(row, self.worker) is None}
+        theirs = {name: registration for name, registration in theirs.items() if name not in here}
+        return graph(self.matrix, rows, self.worker, theirs) if here else laid_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,7 @@ def build(
     """Bring every row of the graph up to date, the steps `again` in any case, and write dist/<model> for each model."""
     with workshop.store.locked():
         found = states(steps, workshop.store) if any(p.built_by for p in steps.rows) else {}
-        ours = steps.closure(p.verdict.step for p in steps.rows if p.verdict is not None and not not_here(p, found))
-        outcomes = run(ours, workshop.store, jobs=workshop.jobs, listen=listen, again=again)
+        outcomes = run(ours(steps, found), workshop.store, jobs=workshop.jobs, listen=listen, again=again)
         errors = {step_id: outcome.error for step_id, outcome in outcomes.items() if outcome.error is not None}
         results = []
         for model in steps.models:

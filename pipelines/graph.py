@@ -51,6 +51,7 @@ class RowPlan:
     refusal: str | None = None
     built_by: Registration | None = None  # not here: its steps are laid out as this worker lays them out
     typed: Ref | None = None  # the ONNX it is compiled from
+    shards: Ref | None = None  # the first of its ranks' graphs, where it spans GPUs: no engine is made of these yet
     engine: Ref | None = None
     metrics: Ref | None = None
     verdict: Ref | None = None

@@ -90,6 +90,12 @@ def not_here(plan: RowPlan, found: Mapping[str, State]) -> str | None:
     return plan.refusal
 
 
+def ours(graph: Graph, found: Mapping[str, State]) -> Graph:
+    """The same graph with only the steps that this machine reuses or builds: not those of a worker."""
+    last = [p.shards or p.verdict for p in graph.rows if p.shards is not None or not not_here(p, found)]
+    return graph.closure(ref.step for ref in last if ref is not None)
+
+
 def states(graph: Graph, store: Store, again: Collection[str] = ()) -> dict[str, State]:
     """The state of every step of the graph as the store is now; the steps `again` as if they were asked for again."""
     found: dict[str, State] = {}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.graph import Graph, RowPlan
-from pipelines.plan import State, not_here
+from pipelines.plan import State, not_here, ours
 from pipelines.plan_estimate import Estimate, Totals, estimates, totals
 from pipelines.registrations import differences
 from pipelines.registrations import here as this_machine
@@ -38,14 +38,13 @@ class View:
 
     @classmethod
     def of(cls, graph: Graph, states: Mapping[str, State], store: Store, *, jobs: int, memory_bytes: int) -> View:
-        rows = [plan for plan in graph.rows if plan.verdict is not None and not not_here(plan, states)]
-        ours = frozenset(graph.closure(plan.verdict.step for plan in rows if plan.verdict).steps)
-        found = estimates(graph, {step: state for step, state in states.items() if step in ours}, store)
+        mine = frozenset(ours(graph, states).steps)
+        found = estimates(graph, {step: state for step, state in states.items() if step in mine}, store)
         existing = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
         return cls(
             graph=graph,
             states=states,
-            ours=ours,
+            ours=mine,
             estimates=found,
             totals=totals(graph, found, jobs),
             free_bytes=shutil.disk_usage(existing).free,
@@ -69,6 +68,9 @@ class View:
     def why_not(self, plan: RowPlan) -> str | None:
         """Why a row is skipped; of one that a worker builds also what is new for that worker."""
         why = not_here(plan, self.states)
+        if plan.shards is not None:
+            made = "are there" if self.states[plan.shards.step].record is not None else "are made here"
+            return f"{why}; its {plan.row.tp} shards {made}"
         if why is None or plan.built_by is None or plan.verdict is None:
             return why
         reasons = dict.fromkeys(
@@ -92,7 +94,7 @@ def worker_of(plan: RowPlan) -> str:
     row, sku = plan.row, plan.row.sku
     if sku.kind == "cpu":
         return f"a CPU like {sku.name}"
-    if sku.compiler == "tensorrt":
+    if sku.compiler == "tensorrt" or row.tp > 1:
         return f"{row.tp} × {sku.product} GPU"
     return f"any, with enginery[{sku.compiler}]"
 
@@ -196,7 +198,8 @@ def sharing(graph: Graph) -> str:
     """How many steps of each stage serve all the rows: "1 export, 3 quantize, 9 compile for 21 rows"."""
     counts = Counter(step.stage for step in graph.steps.values())
     built = sum(plan.refusal is None for plan in graph.rows)
-    stages = ", ".join(f"{counts[stage]} {stage}" for stage in ("export", "quantize", "compile", "measure"))
+    named = ("export", "quantize", *(["shard"] if counts["shard"] else []), "compile", "measure")
+    stages = ", ".join(f"{counts[stage]} {stage}" for stage in named)
     return f"{stages} for {built} rows."
 
 
@@ -208,10 +211,12 @@ def as_json(view: View) -> dict[str, Any]:
                 "row": plan.row.name,
                 "sku": plan.row.sku.name,
                 "target": target_of(plan.row),
+                "number_of_gpus": plan.row.tp if plan.row.sku.kind == "gpu" else 0,
                 "plan": view.fate(plan),
                 "worker": worker_of(plan),
                 "refusal": view.why_not(plan),
                 "engine": plan.engine.step if plan.engine else None,
+                "shards": plan.shards.step if plan.shards else None,
                 "verdict": plan.verdict.step if plan.verdict else None,
                 "to_build": view.steps_of(plan),
             }

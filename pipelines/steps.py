@@ -27,6 +27,9 @@ def graph(
     layout = _Layout(matrix, worker)
     plans = []
     for row in rows:
+        if row.tp > 1:
+            plans.append(layout.divided(row))
+            continue
         site = (elsewhere or {}).get(row.name)
         refusal = None if site else refusal_here(row, worker)
         plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row, site))
@@ -96,6 +99,19 @@ class _Layout:
             metrics=metrics,
             verdict=Ref(step=judge, output="verdict.json"),
         )
+
+    def divided(self, row: Row) -> RowPlan:
+        """A row that spans GPUs: its ranks' graphs are made and proved here; engines of them are not made yet."""
+        typed = self.typed(row)
+        step = self.add(
+            "shard",
+            f"{row.model.name}__{row.precision}__tp{row.tp}",
+            {"task": row.model.task, "precision": str(row.precision), "tp": row.tp},
+            self.towers(row.model, "model.onnx", typed),
+            toolchain=self._versions("shard"),
+        )
+        refusal = refusal_here(row, self.worker) or f"no engine is made of {row.tp} shards yet, and no server runs one"
+        return RowPlan(row=row, refusal=refusal, typed=typed, shards=Ref(step=step, output="rank0.onnx"))
 
     def towers(self, model: Model, name: str, ref: Ref) -> dict[str, Ref]:
         """An output of every tower as a step's inputs: {"engine.text": …, "engine.image": …}."""

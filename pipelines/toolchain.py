@@ -13,6 +13,7 @@ from pipelines import sources
 DISTRIBUTIONS = {
     "export": ("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
     "quantize": ("nvidia-modelopt", "onnx", "onnxruntime", "tokenizers"),
+    "shard": ("onnx", "onnxruntime", "torch"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
     "tensorrt": ("tensorrt",),
     "openvino": ("openvino",),
