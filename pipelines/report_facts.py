@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.matrix import Row
-from pipelines.plan import State, states
+from pipelines.plan import State, not_here, states
 from pipelines.report import (
     CheckLine,
     Gallery,
@@ -97,7 +97,7 @@ def _row(
     why = "; ".join((result.left_out or {}).get(row.name, ()))
     compiled = _record(found, plan.engine)
     verdict = _json(store, found, plan.verdict)
-    if plan.refusal is not None:
+    if (elsewhere := not_here(plan, found)) is not None:
         return ReportRow(
             row=row.name,
             sku=sku.name,
@@ -105,7 +105,7 @@ def _row(
             precision=str(row.precision),
             tp=row.tp,
             state="skipped",
-            reason=plan.refusal,
+            reason=elsewhere,
         )
     engines = list(compiled.outputs.values()) if compiled else []
     return ReportRow(
