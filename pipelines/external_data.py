@@ -160,8 +160,11 @@ def at_hand(inputs: Mapping[str, Path], name: str, scratch: Path) -> Path:
 
 
 def lightened(path: Path, scratch: Path) -> Path:
-    """An ONNX that is at hand, beside its data if it is large: ONNX Runtime maps that, and holds a whole file twice."""
-    if is_beside_data(path) or path.stat().st_size <= LARGE_BYTES:
+    """An ONNX that is at hand, beside its data if it is large: ONNX Runtime maps that, and holds a whole file twice.
+
+    A quarter of a large model's bytes are enough: in fp8 it has no more, and it is judged in fp32.
+    """
+    if is_beside_data(path) or path.stat().st_size <= LARGE_BYTES // 4:
         return path
     folder = Path(tempfile.mkdtemp(dir=scratch, suffix=SUFFIX))
     return write(read_in_place(path), folder / "model.onnx", path.parent, beside=True)[0]

@@ -162,11 +162,13 @@ def test_what_is_large_stays_in_pieces_until_it_is_written(
     assert [sha256(path) for path in (graph, data)] == [sha256(p) for p in written_at_once(tmp_path / "at-once")]
 
 
-def test_a_large_file_is_put_beside_its_data_to_be_run(
+def test_a_file_of_a_quarter_of_a_large_model_is_put_beside_its_data_to_be_run(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    size = whole.stat().st_size
+    monkeypatch.setattr(external_data, "LARGE_BYTES", 4 * size)
     assert external_data.lightened(whole, tmp_path) == whole
-    monkeypatch.setattr(external_data, "LARGE_BYTES", 10_000)
+    monkeypatch.setattr(external_data, "LARGE_BYTES", 4 * size - 4)
     light = external_data.lightened(whole, tmp_path)
     assert external_data.is_beside_data(light)
     assert external_data.lightened(light, tmp_path) == light
