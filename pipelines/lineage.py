@@ -22,6 +22,7 @@ from pipelines.store import Store, file_digest, step_key
 from pipelines.toolchain import serving_code
 
 REVISION = "source_digest"  # the parameter of an export that its model's revision decides
+VERSION_CHARS = 16  # of a version that is only compared with itself
 UNHASHED = ("source_base", REVISION)  # parameters that are no setting
 # The stages whose steps belong to an asset's own partition. Their versions are the asset's code version.
 STAGES = {
@@ -151,6 +152,17 @@ def revisions(graph: Graph) -> dict[str, str]:
 def toolchains(cells: Mapping[Cell, Lineage]) -> dict[str, dict[str, str]]:
     """The versions of each part of the toolchain that some partition uses."""
     return {part: dict(versions) for found in cells.values() for part, versions in found.parts.items()}
+
+
+def watched(graph: Graph, cells: Mapping[Cell, Lineage], cause: Cause) -> dict[Cell, str]:
+    """For each partition, the version of all that it comes from and that this cause watches, near or far upstream."""
+    known, sources = revisions(graph), dict[Cell, dict[str, Any]]()
+    for cell, made in cells.items():
+        own: Mapping[str, Any] = made.parts if cause is Cause.TOOLCHAIN else {}
+        if cause is Cause.MODEL and made.revision:
+            own = {cell[1]: known[cell[1]]}
+        sources[cell] = {name: found for up in made.upstream for name, found in sources[up].items()} | dict(own)
+    return {cell: step_key(found)[:VERSION_CHARS] for cell, found in sources.items()}
 
 
 def due(graph: Graph, store: Store, cells: Mapping[Cell, Lineage] | None = None) -> dict[Cell, Due]:

@@ -1,20 +1,21 @@
 """What starts builds without a hand: a new model revision, a new toolchain. pipelines.lineage decides what is due.
 
 Each sensor records the versions it sees (so that the UI says what is stale and why) and launches one backfill of
-exactly the partitions that are due for its cause. It launches once for what it saw: a failed build waits for a person
-or a change.
+exactly the partitions that are due for its cause. Its cursor remembers, for each partition, the version of what it
+watches at which the partition was up to date or was launched: what that backfill has not built yet, or could not build,
+is not launched again; a failed build waits for a person or for another version.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Set
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
 from pipelines.errors import EngineryError
-from pipelines.lineage import Cause, Cell, Due, due
+from pipelines.lineage import Cause, Cell, Due, due, lineage, watched
 from pipelines.observed import observe
 from pipelines.resources import Factory
-from pipelines.store import step_key
 
 BUILT = dg.AssetSelection.assets("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image")
 WHY = "enginery/why"
@@ -36,17 +37,26 @@ def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefini
             workshop = factory.workshop()
             graph = workshop.graph()
             changed = observe(context.instance, graph)
-            stale = due(graph, workshop.store)
+            cells = lineage(graph)
+            stale = due(graph, workshop.store, cells)
         except EngineryError as error:
             return dg.SkipReason(str(error))
         for (asset, partition), (was, now) in changed.items():
             context.log.info("%s of %s: %s -> %s", asset, partition, was, now)
-        wanted = launched(stale, cause)
+        found = launched(stale, cause)
+        now_at, known_at = watched(graph, cells, cause), remembered(context.cursor)
+        wanted = {cell: why for cell, why in found.items() if known_at.get(spelled(cell)) != now_at[cell]}
+        # Of what is stale for another reason, only what was never seen: its own cause may come to light later.
+        settled = {
+            cell
+            for cell in cells
+            if cell not in stale or (cause not in stale[cell].causes and spelled(cell) not in known_at)
+        }
         if not wanted:
+            context.update_cursor(remember(known_at, now_at, settled))
+            if found:
+                return dg.SkipReason("what is due was launched already; materialize it by hand to try again")
             return dg.SkipReason(f"{len(stale)} partitions are stale, none of them for a new {cause}")
-        seen = step_key({":".join(cell): sorted(found.why) for cell, found in wanted.items()})
-        if context.cursor == seen:
-            return dg.SkipReason("what is due was launched already; materialize it by hand to try again")
         defined = context.repository_def
         assert defined is not None
         known = {
@@ -54,11 +64,11 @@ def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefini
             for asset in {asset for asset, _ in wanted}
         }
         missing = sorted(
-            ":".join(cell) for cell in wanted if cell[1] not in (known[cell[0]] or _none()).get_partition_keys()
+            spelled(cell) for cell in wanted if cell[1] not in (known[cell[0]] or _none()).get_partition_keys()
         )
         if missing:
             return dg.SkipReason(f"{', '.join(missing)}: new in the matrix; reload the definitions")
-        context.update_cursor(seen)
+        context.update_cursor(remember(known_at, now_at, settled | wanted.keys()))
         return dg.RunRequest.for_asset_graph_subset(
             AssetGraphSubset(  # type: ignore[call-arg]
                 non_partitioned_asset_keys=frozenset(),
@@ -74,6 +84,25 @@ def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefini
         )
 
     return evaluate
+
+
+def spelled(cell: Cell) -> str:
+    return ":".join(cell)
+
+
+def remembered(cursor: str | None) -> dict[str, str]:
+    """What a cursor says: the version of each partition. Nothing if there is none, or one of an earlier form."""
+    try:
+        said = json.loads(cursor or "{}")
+    except ValueError:
+        return {}
+    return {str(cell): str(version) for cell, version in said.items()} if isinstance(said, dict) else {}
+
+
+def remember(known_at: Mapping[str, str], now_at: Mapping[Cell, str], settled: Set[Cell]) -> str:
+    """The next cursor: today's version of what is settled, and what was known of the rest."""
+    kept = {spelled(cell): known_at[spelled(cell)] for cell in now_at if spelled(cell) in known_at}
+    return json.dumps(kept | {spelled(cell): now_at[cell] for cell in now_at if cell in settled})
 
 
 def _none() -> dg.StaticPartitionsDefinition:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
 
 from pipelines.definitions import definitions
+from pipelines.graph import Ref
 from pipelines.lineage import Cell, lineage
+from pipelines.plan import ingredients, inputs_of, states
 from pipelines.resources import Factory
+from pipelines.store import Blob, step_key
 
 MATRIX = """
 schema_version: 1
@@ -68,6 +72,29 @@ class Fleet:
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
+
+    def prompt(self, prefix: str) -> None:
+        """A new revision of the model: another prompt before queries."""
+        prompts = {"prompts": {"query": prefix, "passage": "passage: "}}
+        (self.folder / "tiny-bert" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+
+    def remake(self, step_id: str, output: str) -> None:
+        """Record a step as made anew from its ingredients of now, with another file as this output."""
+        workshop = self.factory.workshop()
+        graph, store = workshop.graph(), workshop.store
+        found, step = states(graph, store), graph.steps[step_id]
+
+        def now(ref: Ref) -> Blob | None:
+            record = found[ref.step].record
+            return record.outputs.get(ref.output) if record else None
+
+        inputs = inputs_of(step, now)
+        made_of = ingredients(step, {name: blob.digest for name, blob in inputs.items()})
+        latest = store.latest(step.stage, step.subject)
+        assert latest is not None
+        another = store.put_bytes(store.path(latest.outputs[output].digest).read_bytes() + b" ")
+        outputs = {**latest.outputs, output: another}
+        store.write_record(replace(latest, key=step_key(made_of), ingredients=made_of, outputs=outputs))
 
     def cells(self) -> list[Cell]:
         return list(lineage(self.factory.graph()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,11 @@ from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.loader import LoadingContextForTest
 
 from pipelines.definitions import definitions
-from pipelines.lineage import Cell, due
+from pipelines.lineage import Cause, Cell, due
 from pipelines.observed import observe
 from pipelines.schedules import verification
 from pipelines.sensors import CAUSE, WHY, new_model_revision, new_toolchain
-from tests.pipelines.fleets import H100, L40S, Fleet, new_release
+from tests.pipelines.fleets import CPU, H100, L40S, Fleet, new_release
 
 pytestmark = pytest.mark.slow
 TRT = {("engine", L40S), ("verdict", L40S), ("manifest", "tiny"), ("image", "tiny")}
@@ -129,8 +128,7 @@ def test_a_new_tensorrt_makes_exactly_its_rows_stale_and_the_sensor_launches_exa
 def test_a_new_model_revision_launches_everything_that_this_machine_builds(
     fleet: Fleet, instance: dg.DagsterInstance
 ) -> None:
-    prompts = fleet.folder / "tiny-bert" / "config_sentence_transformers.json"
-    prompts.write_text(json.dumps({"prompts": {"query": "question: ", "passage": "passage: "}}))
+    fleet.prompt("question: ")
     keys, request, _ = evaluated(new_model_revision, fleet, instance)
     assert keys == set(fleet.cells())
     assert not any(key == H100 for _, key in keys)
@@ -172,6 +170,57 @@ def test_a_verdict_made_by_hand_has_the_manifest_follow_where_automation_is_swit
     after = requested(idle.cursor)
     assert after.get_requested_partitions(dg.AssetKey("manifest")) == {"tiny"}
     assert after.total_requested == 1
+
+
+def test_while_its_backfill_runs_a_sensor_does_not_launch_the_rest_of_it_again(
+    fleet: Fleet, instance: dg.DagsterInstance
+) -> None:
+    fleet.prompt("question: ")
+    cells, _, cursor = evaluated(new_model_revision, fleet, instance)
+    assert cells == set(fleet.cells())
+    for cell in (("fp32_onnx", "tiny"), ("engine", CPU)):
+        fleet.materialize(instance, cell)
+        assert cell not in planned(fleet)
+        assert planned(fleet)
+        again, skip, cursor = evaluated(new_model_revision, fleet, instance, cursor)
+        assert again == set()
+        assert "launched already" in str(skip.skip_message)  # type: ignore[union-attr]
+    assert evaluated(new_toolchain, fleet, instance)[0] == set()
+
+
+def test_a_build_that_failed_is_launched_again_only_for_another_revision(
+    fleet: Fleet, instance: dg.DagsterInstance
+) -> None:
+    config = fleet.folder / "tiny-bert" / "config.json"
+    sound = config.read_text()
+    config.write_text("{}")
+    cells, _, cursor = evaluated(new_model_revision, fleet, instance)
+    assert cells == set(fleet.cells())
+    export = (
+        fleet.repository().get_implicit_global_asset_job_def().get_subset(asset_selection={dg.AssetKey("fp32_onnx")})
+    )
+    assert not export.execute_in_process(instance=instance, partition_key="tiny", raise_on_error=False).success
+    again, skip, cursor = evaluated(new_model_revision, fleet, instance, cursor)
+    assert (again, "launched already" in str(skip.skip_message)) == (set(), True)  # type: ignore[union-attr]
+
+    config.write_text(sound)
+    fleet.prompt("question: ")
+    assert evaluated(new_model_revision, fleet, instance, cursor)[0] == set(fleet.cells())
+
+
+def test_what_a_toolchains_backfill_makes_anew_is_no_new_model_revision(
+    fleet: Fleet, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new exporter makes another ONNX; the engine is then due for what it is compiled from."""
+    _, _, of_models = evaluated(new_model_revision, fleet, instance)
+    monkeypatch.syspath_prepend(new_release(tmp_path / "site", "optimum-onnx", "99.1"))
+    cells, _, of_toolchain = evaluated(new_toolchain, fleet, instance)
+    assert cells == set(fleet.cells())
+    fleet.remake("export/tiny", "model.onnx")
+    workshop = fleet.factory.workshop()
+    assert due(workshop.graph(), workshop.store)["engine", CPU].causes == {Cause.MODEL}
+    assert evaluated(new_model_revision, fleet, instance, of_models)[0] == set()
+    assert evaluated(new_toolchain, fleet, instance, of_toolchain)[0] == set()
 
 
 def test_a_row_new_in_the_matrix_is_no_sensors_business(fleet: Fleet, instance: dg.DagsterInstance) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -180,8 +179,7 @@ def test_a_row_whose_worker_is_killed_is_built_again_and_the_manifest_is_the_one
 @pytest.mark.timeout(280)
 def test_a_new_revision_of_a_models_folder_is_rebuilt_without_a_hand(team: Team) -> None:
     before = by_command_line(team.fleet)
-    prompts = team.fleet.folder / "tiny-bert" / "config_sentence_transformers.json"
-    prompts.write_text(json.dumps({"prompts": {"query": "question: ", "passage": "passage: "}}))
+    team.fleet.prompt("question: ")
     team.worker("all", "--home", "--sku", "cpu-x86-64", "--sku", "l40s")
     team.daemon()
     until("a new manifest", lambda: manifest(team.fleet) != before, 200, team.log("daemon"))
