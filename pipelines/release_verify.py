@@ -67,7 +67,7 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
     images = found.release.document.images if folder or repository.startswith("oci") else ()
     if folder is not None:
         problems += _beside(folder)
-        look: Callable[[str], str | None] = partial(_layout_problem, folder / image.LAYOUT)
+        look: Callable[[str], str | None] = partial(_layout_problem, folder / image.LAYOUT, set())
     elif images:
         registry = Registry(publish_registry.parse(repository), token=os.environ.get("ENGINERY_REPOSITORY_TOKEN"))
         look = partial(_image_problem, registry)
@@ -127,22 +127,23 @@ def _beside(folder: Path) -> list[str]:
     return [f"{shown}: is not {served}; build the model again"]
 
 
-def _layout_problem(layout: Path, digest: str) -> str | None:
-    """Why an image of an OCI layout is not whole: every blob is read."""
+def _layout_problem(layout: Path, whole: set[str], digest: str) -> str | None:
+    """Why an image of an OCI layout is not whole. Each blob is read once: `whole` are those that were found so."""
+
+    def read(one: str) -> Path:
+        path = layout / oci.blob_path(one)
+        if one not in whole and (actual := file_digest(path)) != one:
+            raise ValueError(f"{path} hashes to {actual}")
+        whole.add(one)
+        return path
+
     try:
-        described = json.loads(_whole(layout, digest))
-        for one in (described["config"], *described["layers"]):
-            _whole(layout, one["digest"], read=False)
+        described = json.loads(read(digest).read_bytes())
+        for part in (described["config"], *described["layers"]):
+            read(part["digest"])
     except (OSError, ValueError) as error:
         return f"{error}; build the images again"
     return None
-
-
-def _whole(layout: Path, digest: str, *, read: bool = True) -> bytes:
-    path = layout / oci.blob_path(digest)
-    if (actual := file_digest(path)) != digest:
-        raise ValueError(f"{path} hashes to {actual}")
-    return path.read_bytes() if read else b""
 
 
 def _image_problem(registry: Registry, digest: str) -> str | None:

@@ -88,7 +88,7 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
         if self.destination is None:
             raise dg.Failure(description=NO_DESTINATION, allow_retries=False)
         workshop = self.workshop()
-        with told():
+        with told(self.retry_after_s):
             return publication.publish(workshop.dist / model, self.destination, workshop.store, say=context.log.info)
 
     def unpublished(self, graph: Graph) -> dict[str, str]:
@@ -102,9 +102,12 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def told(retry_after_s: float = RETRY_AFTER_S) -> Iterator[None]:
     """An error that a person can act on becomes a Failure with its words; it is tried again only if it may pass."""
     try:
         yield
     except EngineryError as error:
-        raise dg.Failure(description=str(error), allow_retries=error.transient) from error
+        failure = dg.Failure(description=str(error), allow_retries=False)
+        if error.transient:
+            raise dg.RetryRequested(RETRIES, retry_after_s) from failure
+        raise failure from error

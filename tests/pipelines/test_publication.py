@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from pipelines import publication, release_read
+from pipelines import publication, publish_registry, release_read
 from pipelines.assets import Partitions
 from pipelines.errors import PublishError
 from pipelines.lineage import lineage
@@ -123,3 +123,17 @@ def test_a_model_without_images_is_published_from_its_manifest(fleet: Fleet) -> 
     (to_manifest,) = (dep for dep in Partitions(graph).deps("publication") if dep.asset_key == dg.AssetKey("manifest"))
     assert isinstance(to_manifest.partition_mapping, dg.IdentityPartitionMapping)
     assert fleet.repository().asset_graph.get(dg.AssetKey("publication")).parent_keys >= {dg.AssetKey("manifest")}
+
+
+def test_a_registry_that_does_not_answer_is_tried_again_and_a_refusal_is_not(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_registry, "ATTEMPTS", 1)  # of the client itself, before it gives up
+
+    def tries(to: str) -> int:
+        result = published(replace(fleet, to=to))
+        assert not result.success
+        return 1 + sum(event.is_step_restarted for event in result.all_events)
+
+    assert tries(f"oci://localhost:{servers.free_port()}/gone/{{model}}") == 3
+    assert tries("oci://registry.example/models") == 1
