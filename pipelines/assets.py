@@ -11,14 +11,15 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines import worker
+from pipelines import registrations, worker
 from pipelines.build import ModelResult
 from pipelines.checks import GATE, gate_result, table
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import describe
 from pipelines.lineage import Cell, code_version, lineage, toolchains
 from pipelines.observed import MODEL_REVISION, SETTINGS, TOOLCHAIN, setting_of
-from pipelines.places import pod, queue, refusal
+from pipelines.places import SERVES, pod, queue, refusal
+from pipelines.plan import not_here, states
 from pipelines.publication import link
 from pipelines.publish_s3 import Result
 from pipelines.resources import Factory
@@ -204,21 +205,26 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         )
 
     def built_here(
-        context: dg.AssetExecutionContext, graph: Graph, wanted: Callable[[RowPlan], Ref | None]
+        context: dg.AssetExecutionContext, factory: Factory, graph: Graph, wanted: Callable[[RowPlan], Ref | None]
     ) -> Ref | None:
         plan = next(plan for plan in graph.rows if plan.row.name == context.partition_key)
-        wrong = refusal(plan.row, worker.here(), os.environ)
+        machine, store = worker.here(), factory.workshop().store
+        wrong = refusal(plan.row, machine, os.environ)
         if wrong is not None:
             raise dg.Failure(description=wrong, allow_retries=False)
-        if plan.refusal is not None:
-            context.log.warning("%s is skipped: %s", plan.row.name, plan.refusal)
+        if SERVES in os.environ:  # a pod is a worker for one run, and a queue's worker may have been upgraded
+            registrations.register(store, registrations.here(machine, os.environ[SERVES].split(",")))
+        elsewhere = not_here(plan, states(graph, store) if plan.built_by else {})
+        if elsewhere is not None:
+            context.log.warning("%s is skipped: %s", plan.row.name, elsewhere)
+            return None
         return wanted(plan)
 
     @asset("engine", {"tensorrt", "openvino"}, pool="engine", output_required=False)
     def engine(context: dg.AssetExecutionContext, factory: Factory):  # type: ignore[no-untyped-def]
         """What a compiler made for one SKU. Skipped, with the reason, where this machine cannot build it."""
         graph = factory.graph()
-        ref = built_here(context, graph, lambda plan: plan.engine)
+        ref = built_here(context, factory, graph, lambda plan: plan.engine)
         if ref is None:
             return
         record = one(factory.bring(context, graph, ref.step), ref.step)
@@ -231,7 +237,7 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     def verdict(context: dg.AssetExecutionContext, factory: Factory):  # type: ignore[no-untyped-def]
         """The gate's judgement of one engine: metrics, thresholds and the digests judged."""
         graph = factory.graph()
-        ref = built_here(context, graph, lambda plan: plan.verdict)
+        ref = built_here(context, factory, graph, lambda plan: plan.verdict)
         if ref is None:
             return
         record = one(factory.bring(context, graph, ref.step), ref.step)

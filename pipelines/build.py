@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipelines import artifact, image, package, release, report, report_facts, worker
+from pipelines import artifact, image, package, registrations, release, report, report_facts, worker
 from pipelines import matrix as matrices
 from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, PackageError
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.image import ImageResult
-from pipelines.matrix import Matrix, Model, Worker
+from pipelines.matrix import Matrix, Model, Worker, refusal_here
 from pipelines.package import Candidate
-from pipelines.plan import State, states
+from pipelines.plan import State, not_here, ours, states
 from pipelines.run import Listener, Outcome, run
 from pipelines.steps import graph
 from pipelines.store import Store, file_digest, step_key, write_atomically
-from pipelines.toolchain import version_of
+from pipelines.toolchain import NOT_INSTALLED, version_of
 from serving.tasks.base import TOWERS
 
 # backend -> the distribution whose version an engine is bound to
@@ -54,7 +54,16 @@ class Workshop:
             known = ", ".join(row.name for row in self.matrix.rows[:3])
             problems = [f"--select {glob}: no row has such a name; rows are named like {known}" for glob in idle]
             raise MatrixError(str(self.matrix.source), problems or ["the matrix builds no rows; add to `build`"])
-        return graph(self.matrix, rows, self.worker)
+        theirs = registrations.builders(rows, self.worker, registrations.registered(self.store))
+        laid_out = graph(self.matrix, rows, self.worker, theirs)
+        if not theirs:
+            return laid_out
+        # A worker that has the GPU judges better than this machine can, but nobody waits for one that may be gone.
+        found = states(laid_out, self.store)
+        unfinished = {p.row.name for p in laid_out.rows if p.built_by is not None and not_here(p, found)}
+        here = {row.name for row in rows if row.name in unfinished and refusal_here(row, self.worker) is None}
+        theirs = {name: registration for name, registration in theirs.items() if name not in here}
+        return graph(self.matrix, rows, self.worker, theirs) if here else laid_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +101,14 @@ def build(
     with_images: bool = True,
     base: str | None = None,
     repository: str | None = None,
+    again: Collection[str] = (),
     listen: Listener = lambda *_: None,
     say: Say = lambda _: None,
 ) -> BuildResult:
-    """Bring every row of the graph up to date and write dist/<model> for each model."""
+    """Bring every row of the graph up to date, the steps `again` in any case, and write dist/<model> for each model."""
     with workshop.store.locked():
-        outcomes = run(steps, workshop.store, jobs=workshop.jobs, listen=listen)
+        found = states(steps, workshop.store) if any(p.built_by for p in steps.rows) else {}
+        outcomes = run(ours(steps, found), workshop.store, jobs=workshop.jobs, listen=listen, again=again)
         errors = {step_id: outcome.error for step_id, outcome in outcomes.items() if outcome.error is not None}
         results = []
         for model in steps.models:
@@ -132,6 +143,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
             row=p.row,
             engines={tower: at(p.engine.of(tower)) for tower in TOWERS[model.task]},
             verdict=json.loads(at(p.verdict).read_bytes()),
+            version=compiled_with(p, found),
         )
         for p in built
         if p.engine and p.verdict
@@ -142,7 +154,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     shared = {file: at(Ref(step=f"export/{name}", output=file)) for file in package.SHARED}
     key = step_key(
         {
-            "rows": {c.row.name: package.tags_of(c.row, versions, c.size_bytes) for c in candidates},
+            "rows": {c.row.name: package.tags_of(c.row, c.versions(versions), c.size_bytes) for c in candidates},
             "verdicts": {p.row.name: at(p.verdict).name for p in built if p.verdict},
             "shared": {file: path.name for file, path in shared.items()},
             "unbuilt": unbuilt,
@@ -162,9 +174,22 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
         workshop.matrix,
         model,
         key=key,
-        versions={**versions, "onnxruntime": version_of("onnxruntime")},
+        versions={**used(versions, candidates), "onnxruntime": version_of("onnxruntime")},
     )
     return ModelResult(model=model, folder=folder, **_read(summary))
+
+
+def compiled_with(plan: RowPlan, found: Mapping[str, State]) -> str | None:
+    """The version of the library that made a row's engine, wherever that was; None where engines are bound to none."""
+    backend = package.EXECUTION[plan.row.sku.compiler][0]
+    record = found[plan.engine.step].record if plan.engine else None
+    return record.ingredients["toolchain"].get(BOUND_TO.get(backend)) if record else None
+
+
+def used(versions: Mapping[str, str], candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Backend -> version: those of this machine, and for backends that it does not have, those of its workers."""
+    theirs = {package.EXECUTION[c.row.sku.compiler][0]: c.version for c in candidates if c.version is not None}
+    return {name: theirs.get(name, here) if here == NOT_INSTALLED else here for name, here in versions.items()}
 
 
 def _read(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,8 +213,8 @@ def intact(folder: Path, summary: Mapping[str, Any]) -> bool:
 
 def missing(plan: RowPlan, found: Mapping[str, State], errors: Mapping[str, str]) -> str | None:
     """Why a row has no engine with a verdict; None when it has."""
-    if plan.refusal is not None or plan.verdict is None:
-        return plan.refusal
+    if plan.verdict is None or (why := not_here(plan, found)) is not None:
+        return plan.refusal if plan.verdict is None else why
     if found[plan.verdict.step].record is not None:
         return None
     return errors.get(plan.verdict.step, "it is not judged yet")

@@ -32,6 +32,14 @@ Select = Annotated[
     tuple[str, ...],
     Parameter(name=["--select", "-s"], help="Only rows whose name matches one of these globs.", negative=""),
 ]
+Remeasure = Annotated[
+    tuple[str, ...] | None,
+    Parameter(
+        help="Measure the selected rows again (or only those that match these globs), though nothing changed.",
+        consume_multiple=True,
+        negative="",
+    ),
+]
 StoreDir = Annotated[Path, Parameter(name="--store", help="Where stage outputs live, by digest.")]
 DistDir = Annotated[Path, Parameter(name="--dist", help="Where results are written, a folder per model.")]
 
@@ -43,10 +51,12 @@ def plan(
     select: Select = (),
     store: StoreDir = Path(".store"),
     jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
+    remeasure: Remeasure = None,
     as_json: Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")] = False,
 ) -> int:
     """Show every row: built, judged, reused or skipped, why, on which worker, and what it will probably take."""
     from pipelines import console, plan_view
+    from pipelines import remeasure as remeasured
     from pipelines.build import Workshop
     from pipelines.plan import states
     from serving import hardware
@@ -54,7 +64,8 @@ def plan(
     workshop = Workshop.open(matrix, store=store)
     graph = workshop.graph(select)
     memory = hardware.detect(cpu_only=True).memory_bytes
-    view = plan_view.View.of(graph, states(graph, workshop.store), workshop.store, jobs=jobs, memory_bytes=memory)
+    found = states(graph, workshop.store, remeasured.steps(graph, remeasure))
+    view = plan_view.View.of(graph, found, workshop.store, jobs=jobs, memory_bytes=memory)
     if as_json:
         print(json.dumps(plan_view.as_json(view), indent=2))
     else:
@@ -79,19 +90,23 @@ def build(
         Parameter(help="Where slim images fetch their files: s3://…, https://…, oci://… or file://….", negative=""),
     ] = None,
     jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
+    remeasure: Remeasure = None,
 ) -> int:
     """Bring every selected row up to date; write dist/MODEL with manifest, image context, images and report."""
     from pipelines import console
+    from pipelines import remeasure as remeasured
     from pipelines.build import Workshop
     from pipelines.build import build as build_all
 
     screen = console.screen()
     workshop = Workshop.open(matrix, store=store, dist=dist, jobs=jobs)
     graph = workshop.graph(select)
+    again = remeasured.steps(graph, remeasure)
     with console.BuildProgress(screen, total=len(graph.steps)) as progress:
         result = build_all(
-            workshop, graph, with_images=image, base=base, repository=repository, listen=progress, say=progress.say
-        )
+            workshop, graph, with_images=image, base=base, repository=repository, again=again,
+            listen=progress, say=progress.say,
+        )  # fmt: skip
     console.show_result(screen, graph, result)
     return result.exit_code
 

@@ -35,6 +35,10 @@ class FetchError(ExportError):
     transient = True
 
 
+class ShardError(ExportError):
+    """A graph could not be divided over GPUs."""
+
+
 class QuantizeError(EngineryError):
     """A typed ONNX could not be made."""
 

@@ -72,18 +72,19 @@ def canonicalize(model: Any) -> None:
     for node in graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    if not external_data.is_light(model):  # such a one is checked as a file, with its weights
+    if not external_data.is_light(model):  # such a one is checked as it is written
         onnx.checker.check_model(model)
 
 
 def _write(model: Any, path: Path, scratch: Path) -> list[Path]:
     import onnx
 
-    is_light, beside = external_data.is_light(model), external_data.size_of(model) > exporter.MAX_MODEL_BYTES
-    files = external_data.write(model, path, scratch, beside=beside)
-    if is_light or beside:
-        onnx.checker.check_model(path)
-    return files
+    if external_data.is_light(model):  # as a file, since its references are relative to one; before they change
+        light = scratch / f"checked-{path.name}"
+        light.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(light)
+    beside = external_data.size_of(model) > exporter.MAX_MODEL_BYTES
+    return external_data.write(model, path, scratch, beside=beside)
 
 
 @contextmanager

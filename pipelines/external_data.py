@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import onnx_message
 from pipelines.errors import ExportError
 
 SUFFIX = ".data"  # image.onnx and image.onnx.data
@@ -102,25 +103,31 @@ def parse(data: bytes) -> Any:
 
 def read_light(path: Path, scratch: Path) -> tuple[Any, Path]:
     """As a light graph in any case, and the folder that its heavy tensors lie in: the file's own, or scratch."""
-    model = read(path)
-    if is_light(model):
+    model = read_in_place(path)
+    inside = [t for t in model.graph.initializer if is_external(t) and reference(t)[0] == path.name]
+    if is_light(model) and not inside:
         return model, path.parent
-    write(model, scratch / "light.onnx", scratch, beside=True)
-    del model  # its memory is given back as a whole, not tensor by tensor
-    return read(scratch / "light.onnx"), scratch
+    write(model, scratch / "light.onnx", path.parent, beside=True)
+    return model, scratch
+
+
+def read_in_place(path: Path) -> Any:
+    """As a light graph whose heavy tensors lie where they are: in the data, or in the file itself, at any place."""
+    return onnx_message.read(path, HEAVY_BYTES, refer)
 
 
 def write(model: Any, path: Path, folder: Path, *, beside: bool, content: Content | None = None) -> list[Path]:
-    """Write a graph with its heavy tensors beside it, or all in one file; the model changes. Returns the files.
+    """Write a graph with its heavy tensors beside it (then the model changes), or all in one file. Returns the files.
 
     folder: what a light graph's references are relative to. content: what else than the stored bytes to write.
     """
     content = content or (lambda tensor: stored(tensor, folder))
-    if not beside:
-        for tensor in model.graph.initializer:
-            if is_external(tensor):
-                embed(tensor, content(tensor))
+    if not beside and not is_light(model):
         path.write_bytes(model.SerializeToString(deterministic=True))
+        return [path]
+    if not beside:
+        with path.open("wb") as whole:
+            onnx_message.write(model, whole, lambda data_type: dtype_of(data_type).itemsize, content)
         return [path]
     target = path.with_name(path.name + SUFFIX)
     with target.open("wb") as file:
@@ -157,7 +164,7 @@ def lightened(path: Path, scratch: Path) -> Path:
     if is_beside_data(path) or path.stat().st_size <= LARGE_BYTES:
         return path
     folder = Path(tempfile.mkdtemp(dir=scratch, suffix=SUFFIX))
-    return write(read(path), folder / "model.onnx", folder, beside=True)[0]
+    return write(read_in_place(path), folder / "model.onnx", path.parent, beside=True)[0]
 
 
 def is_beside_data(path: Path) -> bool:

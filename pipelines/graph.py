@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.matrix import Matrix, Model, Row
+from pipelines.registrations import Registration
 from serving.tasks.base import suffixed
 
 
@@ -32,6 +33,7 @@ class Step:
     inputs: Mapping[str, Ref]
     toolchain: Mapping[str, str]
     exclusive: bool = False  # it measures time: nothing else may run beside it
+    site: str = ""  # the SKU whose worker has this toolchain; "": this machine has it
 
     @property
     def id(self) -> str:
@@ -47,7 +49,9 @@ class RowPlan:
 
     row: Row
     refusal: str | None = None
+    built_by: Registration | None = None  # not here: its steps are laid out as this worker lays them out
     typed: Ref | None = None  # the ONNX it is compiled from
+    shards: Ref | None = None  # the first of its ranks' graphs, where it spans GPUs: no engine is made of these yet
     engine: Ref | None = None
     metrics: Ref | None = None
     verdict: Ref | None = None

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipelines.graph import Graph, RowPlan, Step
-from pipelines.plan import State, states
+from pipelines.plan import AGAIN, State, states
 from pipelines.runtime import CONTAINERS
 from pipelines.stage import VERSIONS
 from pipelines.store import Store, file_digest, step_key
@@ -48,6 +48,7 @@ class Cause(StrEnum):
     SETTINGS = "settings"  # the matrix, a stage's version, what judges
     LOST = "lost"  # its outputs are no longer in the store
     UNPUBLISHED = "unpublished"  # what is built is not what was published last
+    ASKED = "asked"  # a person wants it measured again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,9 @@ def code_version(asset: str) -> str:
 
 
 def part_of(step: Step) -> str:
-    """Which part of the toolchain a step uses: "openvino", "export"."""
-    return str(step.params["compiler"]) if step.stage == "compile" else step.stage
+    """Which part of the toolchain a step uses, and whose: "openvino", "export", "tensorrt@h100"."""
+    part = str(step.params["compiler"]) if step.stage == "compile" else step.stage
+    return f"{part}@{step.site}" if step.site else part
 
 
 def lineage(graph: Graph) -> dict[Cell, Lineage]:
@@ -213,6 +215,8 @@ def _cause(line: str) -> Cause:
         return Cause.MODEL
     if what.startswith("toolchain."):
         return Cause.TOOLCHAIN
+    if what == AGAIN:
+        return Cause.ASKED
     if what == "never built":
         return Cause.NEW
     return Cause.LOST if "no longer in the store" in what else Cause.SETTINGS

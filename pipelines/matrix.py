@@ -135,7 +135,7 @@ def load(path: Path) -> Matrix:
 def refusal_here(row: Row, worker: Worker) -> str | None:
     """Why this machine cannot build the row; None when it can."""
     sku = row.sku
-    if sku.compiler == "tensorrt":  # tunes on the GPU itself, so it needs the very SKU
+    if sku.compiler == "tensorrt" or row.tp > 1:  # tunes on the GPU itself, or needs several of the very SKU at once
         num_gpus = sum(pci_id in sku.pci_ids for pci_id in worker.gpu_pci_ids)
         if num_gpus < row.tp:
             count = f" ({row.tp} GPUs, {num_gpus} here)" if row.tp > 1 else ""

@@ -42,10 +42,15 @@ class Candidate:
     row: Row
     engines: Mapping[str, Path]  # tower -> file
     verdict: Mapping[str, Any]  # verdict.json: passed, reasons, digests, proof_min_cosine
+    version: str | None = None  # of the library that compiled it, where that is known better than by this machine's
 
     @property
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.engines.values())
+
+    def versions(self, here: Mapping[str, str]) -> Mapping[str, str]:
+        """Backend -> version, for its tags."""
+        return here if self.version is None else {**here, EXECUTION[self.row.sku.compiler][0]: self.version}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +150,7 @@ def _profile(
 ) -> Profile:
     row = candidate.row
     engines = {tower: files.of(path) for tower, path in candidate.engines.items()}
-    tags = tags_of(row, versions, sum(engine.size_bytes for engine in engines.values()))
+    tags = tags_of(row, candidate.versions(versions), sum(engine.size_bytes for engine in engines.values()))
     ending = EXECUTION[row.sku.compiler][2]
     ours = (*(engine.at(file_stem(tower) + ending) for tower, engine in engines.items()), *common)
     profile = Profile(

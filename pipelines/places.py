@@ -35,7 +35,7 @@ def queue_of(partition: str | None) -> str:
 
 def needs_gpu(row: Row) -> bool:
     """Whether its engine can be made only where the GPU is."""
-    return row.sku.compiler == "tensorrt"
+    return row.sku.compiler == "tensorrt" or row.tp > 1
 
 
 def pod(row: Row) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.external_data import SUFFIX
-from pipelines.graph import Graph, Ref, Step
+from pipelines.graph import Graph, Ref, RowPlan, Step
 from pipelines.stage import VERSIONS
 from pipelines.store import Blob, Record, Store, step_key
+
+AGAIN = "measured again as asked"  # the reason of a step of which nothing changed (Store.ask_again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,22 @@ def state_of(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> 
     waiting = dict.fromkeys(ref.step for name, ref in step.inputs.items() if name not in blobs)
     if waiting:
         return State(why=tuple(f"{step_id} is built first" for step_id in waiting))
-    made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
+    made_of = store.current(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
     record = store.record(step_key(made_of))
     if record is not None:
         return State(record=record)
     latest = store.latest(step.stage, step.subject)
     if latest is None:
         return State(why=("never built",))
-    return State(why=tuple(changes(latest.ingredients, made_of)) or ("its outputs are no longer in the store",))
+    before = {**latest.ingredients}
+    asked = before.pop("attempt", 0) != made_of.pop("attempt", 0)
+    return State(why=tuple(changes(before, made_of)) or (AGAIN if asked else "its outputs are no longer in the store",))
+
+
+def ask_again(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> None:
+    """Have a step made once more whose inputs are all there."""
+    blobs = inputs_of(step, output)
+    store.ask_again(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
 
 
 def changes(old: Any, new: Any, place: str = "") -> list[str]:
@@ -73,8 +83,21 @@ def changes(old: Any, new: Any, place: str = "") -> list[str]:
     return [f"{place} changed" if str(new).startswith("sha256:") else f"{place}: {old} -> {new}"]
 
 
-def states(graph: Graph, store: Store) -> dict[str, State]:
-    """The state of every step of the graph as the store is now."""
+def not_here(plan: RowPlan, found: Mapping[str, State]) -> str | None:
+    """Why this machine does nothing for a row: it cannot build it, or a worker does and has not finished it yet."""
+    if plan.built_by is not None and plan.verdict is not None and found[plan.verdict.step].record is None:
+        return f"built by worker {plan.built_by.host}, which has not finished it yet"
+    return plan.refusal
+
+
+def ours(graph: Graph, found: Mapping[str, State]) -> Graph:
+    """The same graph with only the steps that this machine reuses or builds: not those of a worker."""
+    last = [p.shards or p.verdict for p in graph.rows if p.shards is not None or not not_here(p, found)]
+    return graph.closure(ref.step for ref in last if ref is not None)
+
+
+def states(graph: Graph, store: Store, again: Collection[str] = ()) -> dict[str, State]:
+    """The state of every step of the graph as the store is now; the steps `again` as if they were asked for again."""
     found: dict[str, State] = {}
 
     def output(ref: Ref) -> Blob | None:
@@ -82,5 +105,6 @@ def states(graph: Graph, store: Store) -> dict[str, State]:
         return record.outputs.get(ref.output) if record else None
 
     for step in graph.steps.values():
-        found[step.id] = state_of(step, store, output)
+        state = state_of(step, store, output)
+        found[step.id] = State(why=(AGAIN,)) if state.record is not None and step.id in again else state
     return found

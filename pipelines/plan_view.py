@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.graph import Graph, RowPlan
-from pipelines.matrix import Row
-from pipelines.plan import State
+from pipelines.plan import State, not_here, ours
 from pipelines.plan_estimate import Estimate, Totals, estimates, totals
+from pipelines.registrations import differences
+from pipelines.registrations import here as this_machine
 from pipelines.release_view import table
 from pipelines.steps import target_of
 from pipelines.store import Store
@@ -29,6 +30,7 @@ class View:
 
     graph: Graph
     states: Mapping[str, State]
+    ours: frozenset[str]  # the steps that this machine reuses or builds; the others are a worker's
     estimates: Mapping[str, Estimate | None]
     totals: Totals
     free_bytes: int  # where the store lies
@@ -36,11 +38,13 @@ class View:
 
     @classmethod
     def of(cls, graph: Graph, states: Mapping[str, State], store: Store, *, jobs: int, memory_bytes: int) -> View:
-        found = estimates(graph, states, store)
+        mine = frozenset(ours(graph, states).steps)
+        found = estimates(graph, {step: state for step, state in states.items() if step in mine}, store)
         existing = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
         return cls(
             graph=graph,
             states=states,
+            ours=mine,
             estimates=found,
             totals=totals(graph, found, jobs),
             free_bytes=shutil.disk_usage(existing).free,
@@ -55,21 +59,42 @@ class View:
 
     def fate(self, plan: RowPlan) -> str:
         """ "reuse", "judge" (its engine is there), "build" or "skip"."""
-        if plan.refusal is not None or plan.engine is None:
+        if plan.engine is None or not_here(plan, self.states):
             return "skip"
         if self.states[plan.engine.step].record is None:
             return "build"
         return "judge" if self.steps_of(plan) else "reuse"
 
+    def why_not(self, plan: RowPlan) -> str | None:
+        """Why a row is skipped; of one that a worker builds also what is new for that worker."""
+        why = not_here(plan, self.states)
+        if plan.shards is not None:
+            made = "are there" if self.states[plan.shards.step].record is not None else "are made here"
+            return f"{why}; its {plan.row.tp} shards {made}"
+        if why is None or plan.built_by is None or plan.verdict is None:
+            return why
+        reasons = dict.fromkeys(
+            reason
+            for step in self.graph.closure([plan.verdict.step]).steps
+            if step not in self.ours and self.states[step].record is None
+            for reason in why_of(self.states[step])[0]
+        )
+        apart = differences(plan.built_by, this_machine(plan.built_by.facts.worker, ()))
+        if apart:
+            reasons[f"it may not find the ONNX of this machine ({', '.join(apart)}): install the same versions"] = None
+        return "; ".join([why, *reasons])
 
-def worker_of(row: Row, refusal: str | None) -> str:
-    """Where a row is built: here, or what a worker must be for it."""
-    if refusal is None:
+
+def worker_of(plan: RowPlan) -> str:
+    """Where a row is built: here, by a worker that registered, or what a worker must be for it."""
+    if plan.built_by is not None:
+        return f"{plan.built_by.host}, since {plan.built_by.time[:16]}"
+    if plan.refusal is None:
         return "here"
-    sku = row.sku
+    row, sku = plan.row, plan.row.sku
     if sku.kind == "cpu":
         return f"a CPU like {sku.name}"
-    if sku.compiler == "tensorrt":
+    if sku.compiler == "tensorrt" or row.tp > 1:
         return f"{row.tp} × {sku.product} GPU"
     return f"any, with enginery[{sku.compiler}]"
 
@@ -82,9 +107,9 @@ def show(console: Console, view: View) -> None:
         (
             plan.row.name,
             fates[plan.row.name],
-            worker_of(plan.row, plan.refusal),
+            worker_of(plan),
             time_of(_sum(view, view.steps_of(plan))) if fates[plan.row.name] in ("build", "judge") else "",
-            plan.refusal or "",
+            view.why_not(plan) or "",
         )
         for plan in view.graph.rows
     ]
@@ -103,7 +128,7 @@ def show(console: Console, view: View) -> None:
     counts = Counter(fates.values())
     said = ", ".join(f"{counts[fate]} {word}" for fate, word in WORDS.items() if counts[fate])
     console.print(f"\n{len(view.graph.rows)} rows: {said}.")
-    reused = len(view.states) - len(view.estimates)
+    reused = len(view.ours) - len(view.estimates)
     console.print(f"{len(view.estimates)} steps to build, {reused} reused. {sharing(view.graph)}")
     for line in sums(view):
         console.print(line)
@@ -173,7 +198,8 @@ def sharing(graph: Graph) -> str:
     """How many steps of each stage serve all the rows: "1 export, 3 quantize, 9 compile for 21 rows"."""
     counts = Counter(step.stage for step in graph.steps.values())
     built = sum(plan.refusal is None for plan in graph.rows)
-    stages = ", ".join(f"{counts[stage]} {stage}" for stage in ("export", "quantize", "compile", "measure"))
+    named = ("export", "quantize", *(["shard"] if counts["shard"] else []), "compile", "measure")
+    stages = ", ".join(f"{counts[stage]} {stage}" for stage in named)
     return f"{stages} for {built} rows."
 
 
@@ -185,10 +211,12 @@ def as_json(view: View) -> dict[str, Any]:
                 "row": plan.row.name,
                 "sku": plan.row.sku.name,
                 "target": target_of(plan.row),
+                "number_of_gpus": plan.row.tp if plan.row.sku.kind == "gpu" else 0,
                 "plan": view.fate(plan),
-                "worker": worker_of(plan.row, plan.refusal),
-                "refusal": plan.refusal,
+                "worker": worker_of(plan),
+                "refusal": view.why_not(plan),
                 "engine": plan.engine.step if plan.engine else None,
+                "shards": plan.shards.step if plan.shards else None,
                 "verdict": plan.verdict.step if plan.verdict else None,
                 "to_build": view.steps_of(plan),
             }
@@ -197,7 +225,7 @@ def as_json(view: View) -> dict[str, Any]:
         "steps": [
             {
                 "step": step_id,
-                "state": "reuse" if state.record is not None else "build",
+                "state": "reuse" if state.record is not None else "build" if step_id in view.ours else "elsewhere",
                 "why": list(state.why),
                 "last_duration_s": state.record.duration_s if state.record is not None else None,
                 "estimate": asdict(guess) if (guess := view.estimates.get(step_id)) else None,

@@ -80,6 +80,18 @@ class StageLine:
     num_built: int  # now; the others were reused
     num_rows: int  # that needed them
     duration_s: float  # as recorded when they were built, now or earlier
+    peak_rss_bytes: int = 0  # of the step that held most memory; 0 where none ran in a process of its own
+    steps: tuple[StepLine, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLine:
+    """What one step took when it was built, now or earlier."""
+
+    subject: str  # "bert-large__fp8"
+    duration_s: float
+    peak_rss_bytes: int
+    size_bytes: int  # of its outputs
 
 
 @dataclass(frozen=True, kw_only=True)

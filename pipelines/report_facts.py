@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import Graph, Ref, RowPlan
 from pipelines.matrix import Row
-from pipelines.plan import State, states
+from pipelines.plan import State, not_here, states
 from pipelines.report import (
     CheckLine,
     Gallery,
@@ -21,6 +21,7 @@ from pipelines.report import (
     ReportRow,
     Speed,
     StageLine,
+    StepLine,
 )
 from pipelines.steps import rung_above
 from pipelines.store import Record, Store
@@ -96,7 +97,7 @@ def _row(
     why = "; ".join((result.left_out or {}).get(row.name, ()))
     compiled = _record(found, plan.engine)
     verdict = _json(store, found, plan.verdict)
-    if plan.refusal is not None:
+    if (elsewhere := not_here(plan, found)) is not None:
         return ReportRow(
             row=row.name,
             sku=sku.name,
@@ -104,7 +105,7 @@ def _row(
             precision=str(row.precision),
             tp=row.tp,
             state="skipped",
-            reason=plan.refusal,
+            reason=elsewhere,
         )
     engines = list(compiled.outputs.values()) if compiled else []
     return ReportRow(
@@ -248,17 +249,29 @@ def _stages(plans: tuple[RowPlan, ...], steps: Graph, found: Mapping[str, State]
     mine = steps.closure(wanted).steps
     lines = []
     for stage in STAGES:
-        records = [found[step_id].record for step_id, step in mine.items() if step.stage == stage]
+        of_stage = [step_id for step_id, step in mine.items() if step.stage == stage]
+        records = [record for step_id in of_stage if (record := found[step_id].record) is not None]
         lines.append(
             StageLine(
                 stage=stage,
-                num_steps=len(records),
-                num_built=sum(record is not None for record in records),
+                num_steps=len(of_stage),
+                num_built=len(records),
                 num_rows=len(wanted),
-                duration_s=sum(record.duration_s for record in records if record is not None),
+                duration_s=sum(record.duration_s for record in records),
+                peak_rss_bytes=max((record.peak_rss_bytes for record in records), default=0),
+                steps=tuple(_step(record) for record in records if record.peak_rss_bytes),
             )
         )
     return tuple(lines)
+
+
+def _step(record: Record) -> StepLine:
+    return StepLine(
+        subject=record.subject,
+        duration_s=record.duration_s,
+        peak_rss_bytes=record.peak_rss_bytes,
+        size_bytes=sum(blob.size_bytes for blob in record.outputs.values()),
+    )
 
 
 def _record(found: Mapping[str, State], ref: Ref | None) -> Record | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from pipelines import claims, gate
 from pipelines.errors import EngineryError, StageCrashed
 from pipelines.graph import Graph, Ref, Step
-from pipelines.plan import ingredients, inputs_of, state_of
+from pipelines.plan import ask_again, ingredients, inputs_of, state_of
 from pipelines.stage import STAGES
 from pipelines.store import Blob, Record, Store, canonical, step_key
 from pipelines.thresholds import Thresholds
@@ -52,13 +52,21 @@ Listener = Callable[[str, Step, Outcome | None], None]  # ("started" | "finished
 
 
 def run(
-    graph: Graph, store: Store, *, jobs: int = 2, listen: Listener = lambda *_: None, shared: bool = False
+    graph: Graph,
+    store: Store,
+    *,
+    jobs: int = 2,
+    listen: Listener = lambda *_: None,
+    shared: bool = False,
+    again: Collection[str] = (),
 ) -> dict[str, Outcome]:
     """Bring every step of the graph up to date. A failed step fails those that take from it, and no others.
 
     shared: other builders work in the same store at the same time; each step is claimed (pipelines.claims).
+    again: steps that are run though nothing changed.
     """
     outcomes: dict[str, Outcome] = {}
+    to_ask = set(again)
 
     def output(ref: Ref) -> Blob | None:
         record = outcomes[ref.step].record
@@ -82,6 +90,9 @@ def run(
                     del pending[step.id]
                     listen("finished", step, outcomes[step.id])
                     continue
+                if step.id in to_ask:
+                    to_ask.remove(step.id)
+                    ask_again(step, store, output)
                 state = state_of(step, store, output)
                 if state.record is not None:
                     store.point(state.record)
@@ -107,24 +118,24 @@ def run(
 
 def attempt(step: Step, blobs: Mapping[str, Blob], store: Store, shared: bool = False) -> Outcome:
     try:
+        made_of = store.current(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
         if not shared:
-            return Outcome(step=step, record=build(step, blobs, store))
-        key = step_key(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
+            return Outcome(step=step, record=build(step, blobs, made_of, store))
+        key = step_key(made_of)
         with claims.claimed(store.root / "claims" / key):
             record = store.record(key)  # who held the claim before has built it, unless it failed or died
             if record is not None:
                 store.point(record)
                 return Outcome(step=step, record=record, reused=True)
             with claims.quiet(exclusive=step.exclusive):
-                return Outcome(step=step, record=build(step, blobs, store))
+                return Outcome(step=step, record=build(step, blobs, made_of, store))
     except EngineryError as error:
         return Outcome(step=step, error=str(error), transient=error.transient)
 
 
-def build(step: Step, blobs: Mapping[str, Blob], store: Store) -> Record:
+def build(step: Step, blobs: Mapping[str, Blob], made_of: Mapping[str, Any], store: Store) -> Record:
     """Run one step and record what it made. Inputs are hashed before the stage sees them; the record comes last."""
     started = time.monotonic()
-    made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
     inputs = {name: store.verified(blob) for name, blob in blobs.items()}
     with store.workspace() as folder:
         if step.stage in STAGES:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipelines import matrix as matrices
-from pipelines import places, worker
+from pipelines import places, registrations, worker
 from pipelines.errors import WorkerError
+from pipelines.store import Store
 
 
 def exec_worker(matrix: Path, *, store: Path, dist: Path, skus: Sequence[str], home: bool, broker: str) -> NoReturn:
@@ -19,7 +20,10 @@ def exec_worker(matrix: Path, *, store: Path, dist: Path, skus: Sequence[str], h
         raise WorkerError("a worker serves something: name its SKUs with --sku, or --home for exports and manifests")
     if "DAGSTER_HOME" not in os.environ:
         raise WorkerError("DAGSTER_HOME is not set: a worker writes its runs to the instance that the daemon uses")
-    places.verify(matrices.load(matrix), skus, worker.here())
+    machine = worker.here()
+    places.verify(matrices.load(matrix), skus, machine)
+    if skus:
+        registrations.register(Store(store), registrations.here(machine, skus))
     environ = {
         **os.environ,
         "ENGINERY_MATRIX": str(matrix.absolute()),

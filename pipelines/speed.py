@@ -32,11 +32,11 @@ class Loads:
 
 
 def measure(
-    engine: bytes, precision: Precision, loads: Loads, params: Mapping[str, Any], tower: Tower, *, above: Path | None
+    engine: Path, precision: Precision, loads: Loads, params: Mapping[str, Any], tower: Tower, *, above: Path | None
 ) -> dict[str, Any]:
     """Throughput when saturated and time of one short query, in turn with the rung above: A B A B, medians."""
     options = LoadOptions(precision=precision, cpu_isa=params.get("cpu_isa"))
-    runs = {"this": load(params["backend"], engine, options)}
+    runs = {"this": load(params["backend"], engine.read_bytes(), options)}  # not kept: it can be gigabytes
     if above is not None:
         rung = params["above"]
         options = LoadOptions(precision=Precision(rung["precision"]), cpu_isa=rung.get("cpu_isa"))

@@ -15,6 +15,7 @@ STAGES = {
     "texts": "pipelines.texts",
     "export": "pipelines.export",
     "quantize": "pipelines.quantize",
+    "shard": "pipelines.shards",
     "compile": "pipelines.compile",
     "measure": "pipelines.measure",
 }

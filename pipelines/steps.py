@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
 from pipelines import pictures, retrieval
 from pipelines.graph import Graph, Ref, RowPlan, Step
 from pipelines.matrix import Matrix, Model, Row, Worker, refusal_here
+from pipelines.registrations import Registration, has_gpu
 from pipelines.toolchain import cpu_model, serving_code, source_digest, versions
 from serving.profile import Precision
 from serving.tasks.base import TOWERS, suffixed
@@ -19,13 +20,19 @@ from serving.tasks.base import TOWERS, suffixed
 BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 
-def graph(matrix: Matrix, rows: Iterable[Row], worker: Worker) -> Graph:
-    """Lay out the steps of these rows for this worker."""
+def graph(
+    matrix: Matrix, rows: Iterable[Row], worker: Worker, elsewhere: Mapping[str, Registration] | None = None
+) -> Graph:
+    """Lay out the steps of these rows for this worker; of the rows `elsewhere`, by name, as other workers do it."""
     layout = _Layout(matrix, worker)
     plans = []
     for row in rows:
-        refusal = refusal_here(row, worker)
-        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row))
+        if row.tp > 1:
+            plans.append(layout.divided(row))
+            continue
+        site = (elsewhere or {}).get(row.name)
+        refusal = None if site else refusal_here(row, worker)
+        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row, site))
     return Graph(matrix=matrix, steps=layout.steps, rows=tuple(plans))
 
 
@@ -49,6 +56,7 @@ class _Layout:
         *,
         toolchain: Mapping[str, str] | None = None,
         exclusive: bool = False,
+        site: str = "",
     ) -> str:
         step = Step(
             stage=stage,
@@ -57,11 +65,22 @@ class _Layout:
             inputs=inputs,
             toolchain=toolchain or {},
             exclusive=exclusive,
+            site=site,
         )
+        known = self.steps.get(step.id)
+        if known is not None and known.site != site and replace(known, site=site) != step:
+            # Two machines make the same of something else: each is a step. The name is no part of its key.
+            step = replace(step, subject=f"{subject}@{site or 'here'}")
         return self.steps.setdefault(step.id, step).id
 
-    def row(self, row: Row) -> RowPlan:
-        engine, typed, metrics = self.engine(row), self.typed(row), self.metrics(row)
+    def versions(self, part: str, row: Row, site: Registration | None) -> dict[str, Any]:
+        """The toolchain of a row's step, and whose it is, as `add` takes them."""
+        ours = self._versions(part)
+        theirs = ours if site is None else site.facts.versions_of(part)
+        return {"toolchain": theirs, "site": "" if theirs == ours else row.sku.name}
+
+    def row(self, row: Row, site: Registration | None) -> RowPlan:
+        engine, typed, metrics = self.engine(row, site), self.typed(row), self.metrics(row, site)
         judge = self.add(
             "judge",
             row.name,
@@ -73,8 +92,26 @@ class _Layout:
             {"metrics.json": metrics, **self.towers(row.model, "engine", engine)},
         )
         return RowPlan(
-            row=row, typed=typed, engine=engine, metrics=metrics, verdict=Ref(step=judge, output="verdict.json")
+            row=row,
+            built_by=site,
+            typed=typed,
+            engine=engine,
+            metrics=metrics,
+            verdict=Ref(step=judge, output="verdict.json"),
         )
+
+    def divided(self, row: Row) -> RowPlan:
+        """A row that spans GPUs: its ranks' graphs are made and proved here; engines of them are not made yet."""
+        typed = self.typed(row)
+        step = self.add(
+            "shard",
+            f"{row.model.name}__{row.precision}__tp{row.tp}",
+            {"task": row.model.task, "precision": str(row.precision), "tp": row.tp},
+            self.towers(row.model, "model.onnx", typed),
+            toolchain=self._versions("shard"),
+        )
+        refusal = refusal_here(row, self.worker) or f"no engine is made of {row.tp} shards yet, and no server runs one"
+        return RowPlan(row=row, refusal=refusal, typed=typed, shards=Ref(step=step, output="rank0.onnx"))
 
     def towers(self, model: Model, name: str, ref: Ref) -> dict[str, Ref]:
         """An output of every tower as a step's inputs: {"engine.text": …, "engine.image": …}."""
@@ -145,7 +182,7 @@ class _Layout:
         itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
         return self.onnx(row.model, Precision.FP32 if itself else row.precision, row.sku.kind)
 
-    def engine(self, row: Row) -> Ref:
+    def engine(self, row: Row, site: Registration | None) -> Ref:
         params: dict[str, Any] = {
             "task": row.model.task,
             "compiler": row.sku.compiler,
@@ -162,7 +199,7 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
             params,
             self.towers(row.model, "model.onnx", self.typed(row)),
-            toolchain=self._versions(row.sku.compiler),
+            **self.versions(row.sku.compiler, row, site),
         )
         return Ref(step=step, output="engine")
 
@@ -203,12 +240,12 @@ class _Layout:
         )
         return Ref(step=step, output="reference.json")
 
-    def metrics(self, row: Row) -> Ref:
+    def metrics(self, row: Row, site: Registration | None) -> Ref:
         """Measured on the engine where it runs here; else on the typed ONNX that every SKU of that precision shares."""
-        on_gpu = any(pci_id in row.sku.pci_ids for pci_id in self.worker.gpu_pci_ids)
+        on_gpu = has_gpu(row, self.worker if site is None else site.facts.worker)
         runs_here = row.sku.kind == "cpu" or on_gpu
         inputs = {
-            **self.towers(row.model, "engine", self.engine(row) if runs_here else self.typed(row)),
+            **self.towers(row.model, "engine", self.engine(row, site) if runs_here else self.typed(row)),
             **self.files(row.model, "tokenizer.json", "task.json", "golden.json"),
             "texts.json": self.texts(),
             "reference.json": self.reference(row.model),
@@ -222,12 +259,12 @@ class _Layout:
             "speed": runs_here,
         }
         if runs_here:
-            params["machine"] = row.sku.name if on_gpu else cpu_model()
+            params["machine"] = row.sku.name if on_gpu else cpu_model() if site is None else site.facts.cpu_model
             if on_gpu:  # a GPU engine does not tell its layers' formats
                 inputs |= self.towers(row.model, "typed.onnx", self.typed(row))
             above = rung_above(row, self.matrix.rows)
             if above is not None:
-                inputs |= self.towers(row.model, "above", self.engine(above))
+                inputs |= self.towers(row.model, "above", self.engine(above, site))
                 params["above"] = {
                     "backend": BACKENDS[above.sku.compiler],
                     "precision": str(above.precision),
@@ -239,7 +276,7 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{place}",
             params,
             inputs,
-            toolchain=self._versions("measure"),
+            **self.versions("measure", row, site),
             exclusive=runs_here,
         )
         return Ref(step=step, output="metrics.json")

@@ -79,6 +79,7 @@ class Store:
         self._blobs = self.root / "blobs" / "sha256"
         self._steps = self.root / "steps"
         self._latest = self.root / "latest"
+        self._attempts = self.root / "attempts"
 
     # Blobs
 
@@ -160,6 +161,27 @@ class Store:
                 write_atomically(self._steps / f"{record.key}.json", canonical(asdict(record)))
         self.point(standing or record)
         return standing or record
+
+    # A step that is asked for again has another key: no record is ever removed, and a late writer of the attempt before
+    # writes under a key that no longer counts.
+
+    def current(self, ingredients: Mapping[str, Any]) -> dict[str, Any]:
+        """The ingredients as they count now: with the number of the attempt, where the step was asked for again."""
+        try:
+            attempt = int((self._attempts / step_key(ingredients)).read_text())
+        except FileNotFoundError:
+            return dict(ingredients)
+        return {**ingredients, "attempt": attempt}
+
+    def ask_again(self, ingredients: Mapping[str, Any]) -> None:
+        """Have a step made once more, though nothing changed; one that is still to be made is not asked for twice."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "records.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            now = self.current(ingredients)
+            if self.record(step_key(now)) is not None:
+                number = now.get("attempt", 0) + 1
+                write_atomically(self._attempts / step_key(ingredients), str(number).encode())
 
     def point(self, record: Record) -> None:
         """Make this the latest record of its subject: what `plan` compares with to say why a step is stale."""

@@ -13,12 +13,14 @@ from pipelines import sources
 DISTRIBUTIONS = {
     "export": ("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
     "quantize": ("nvidia-modelopt", "onnx", "onnxruntime", "tokenizers"),
+    "shard": ("onnx", "onnxruntime", "torch"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
     "tensorrt": ("tensorrt",),
     "openvino": ("openvino",),
     "onnx": (),
     "measure": ("onnxruntime", "openvino", "tokenizers", "onnx", "ir-measures"),
 }
+NOT_INSTALLED = "not installed"
 
 
 def versions(part: str) -> dict[str, str]:
@@ -35,7 +37,7 @@ def version_of(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 @cache

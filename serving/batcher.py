@@ -68,12 +68,16 @@ class Batcher(Generic[Item, Batch]):
         max_batch_cost: int,
         max_queue_items: int,
         num_streams: int = 1,
+        stepped: bool = False,
         observer: Observer | None = None,
     ) -> None:
-        """cost: of an item in a batch of its own, which may be rounded up. size: of it what is not padding."""
+        """cost: of an item in a batch of its own, which may be rounded up. size: of it what is not padding.
+
+        stepped: the engine prepares itself for each shape, so batches come in few sizes; the rest waits for the next.
+        """
         self._prepare, self._run, self._cost, self._size = prepare, run, cost, size or cost
         self._max_items, self._max_cost, self._max_queue = max_batch_items, max_batch_cost, max_queue_items
-        self._observer = observer
+        self._stepped, self._observer = stepped, observer
         if observer is not None:
             observer.watch_queue(lambda: self._num_queued)
         self._lock = threading.RLock()
@@ -82,7 +86,8 @@ class Batcher(Generic[Item, Batch]):
         self._tickets: deque[Ticket[Item]] = deque()  # with items waiting, oldest first
         self._turn = 0  # batches cut so far
         self._spent = {"oldest": 0, "next": 0}  # the cost of batches that began with the oldest, and with the next
-        self._num_queued = self._queued_cost = self._num_unfinished = 0
+        self._num_queued = self._queued_cost = 0
+        self._num_taken = self._num_ended = 0  # tickets that were queued, and those whose calls are over
         self._num_free, self._num_prepared = num_streams, 0
         self._seconds_per_cost = 0.0
         self._draining = self._stopped = False
@@ -93,18 +98,19 @@ class Batcher(Generic[Item, Batch]):
             thread.start()
 
     def refuse_if_full(self, num_items: int) -> None:
-        """Raise QueueFull or Draining if submit would: ask before spending work on the items."""
-        with self._lock:
-            if self._draining:
-                raise Draining("the server is shutting down")
-            # An idle server takes any request: one that is larger than the queue could never be served otherwise.
-            if self._num_queued and self._num_queued + num_items > self._max_queue:
-                seconds = self._queued_cost * self._seconds_per_cost
-                raise QueueFull(
-                    num_queued=self._num_queued,
-                    limit=self._max_queue,
-                    retry_after_s=min(60, max(1, math.ceil(seconds))),
-                )
+        """Raise QueueFull or Draining if submit would: ask before spending work on the items.
+
+        Without the lock: a batcher thread that holds it may wait for a core, and the event loop must not wait for that.
+        """
+        if self._draining:
+            raise Draining("the server is shutting down")
+        num_queued = self._num_queued
+        # An idle server takes any request: one that is larger than the queue could never be served otherwise.
+        if num_queued and num_queued + num_items > self._max_queue:
+            seconds = self._queued_cost * self._seconds_per_cost
+            raise QueueFull(
+                num_queued=num_queued, limit=self._max_queue, retry_after_s=min(60, max(1, math.ceil(seconds)))
+            )
 
     async def submit(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """N >= 1 items -> (N, D), in their order. Raises QueueFull, Draining, or what prepare or run raised.
@@ -127,7 +133,7 @@ class Batcher(Generic[Item, Batch]):
             ticket.waiting.extend(entries)
             self._tickets.append(ticket)
             self._count(len(entries), sum(entry.cost for entry in entries))
-            self._num_unfinished += 1
+            self._num_taken += 1
             if self._may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
                 self._may_be_cut.notify()
 
@@ -136,19 +142,20 @@ class Batcher(Generic[Item, Batch]):
         try:
             return await ticket.future
         finally:
-            with self._lock:
-                ticket.left = True
-                self._forget(ticket)  # nothing is left to forget unless the caller gave up
-                self._num_unfinished -= ticket.queued
+            if not ticket.queued or ticket.num_missing:  # the caller gave up, or a batch failed
+                with self._lock:
+                    ticket.left = True
+                    self._forget(ticket)
+            self._num_ended += ticket.queued
 
     async def drain(self, deadline_s: float) -> bool:
         """Take no more, finish what was taken, stop the threads. False: the deadline came first and the rest failed."""
         with self._lock:
             self._draining = True
         deadline = time.monotonic() + deadline_s
-        while self._num_unfinished and time.monotonic() < deadline:
+        while self._num_taken > self._num_ended and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        finished = self._num_unfinished == 0
+        finished = self._num_taken == self._num_ended
         with self._lock:
             self._stopped = True
             for ticket in list(self._tickets):
@@ -191,7 +198,8 @@ class Batcher(Generic[Item, Batch]):
         # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
         share = -(-self._queued_cost // max(1, self._num_free))
         max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
-        chosen = [window[n] for n in form(costs, head=0, max_items=self._max_items, max_cost=max_cost)]
+        formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped=self._stepped)
+        chosen = [window[n] for n in formed]
         self._spent[head] += len(chosen) * max(entry.cost for entry in chosen)
         rows: dict[int, tuple[Ticket[Item], set[int]]] = {}
         for entry in chosen:

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 MAX_BATCH_TOKENS_CPU, MAX_BATCH_TOKENS_GPU = 2048, 16384
 MIN_BATCH_TOKENS = 512  # of one stream, when several share the CPU's
 # OpenVINO prepares its kernels anew for each shape: rounding T up takes a little off the time per token of mixed
-# batches. ONNX Runtime only loses by it.
-WIDTH_MULTIPLES = {"openvino": 4}
+# batches. ONNX Runtime only loses by it. TensorRT for RTX compiles kernels and captures a CUDA graph for each shape.
+WIDTH_MULTIPLES = {"openvino": 4, "tensorrt-rtx": 8}
 
 
 def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], machine: Machine | None = None) -> Service:
@@ -131,7 +131,7 @@ def _service(
             report = prove(spec, infer, tokenizer, files["proof.json"], profile.proof_min_cosine)
             log.info("Proved %s: lowest cosine %.5f over %d items", profile.name, report.min_cosine, report.num_items)
         with phase("warm-up"):
-            _warm_up(engines, spec, settings.max_batch_size)
+            _warm_up(engines, spec, settings.max_batch_size, layout.num_streams)
     except Exception:
         for engine in engines.values():
             engine.close()
@@ -173,14 +173,15 @@ def _lane(tower: Tower, engine: Backend, layout: Layout, settings: Settings, met
     )
 
 
-def _warm_up(engines: Mapping[str, Backend], spec: Spec, max_batch_size: int) -> None:
-    """One batch of the tuned shape, and on a GPU the largest too: too little memory shows now, not under load."""
+def _warm_up(engines: Mapping[str, Backend], spec: Spec, max_batch_size: int, num_streams: int) -> None:
+    """One batch of the tuned shape, and on a GPU the largest too, in each context: too little memory shows now."""
     for tower in spec.towers:
         engine = engines[tower.name]
         on_gpu = engine.name in select.GPU_BACKENDS
         most = min(max_batch_size or tower.max_batch, tower.max_batch)
         for num_items, num_tokens in (spec.shapes.opt, *([spec.shapes.max] if on_gpu else [])):
-            engine.infer(tower.collate(tower.sample(min(num_items, most), num_tokens)))
+            for _ in range(num_streams if on_gpu else 1):  # contexts are lent in turn
+                engine.infer(tower.collate(tower.sample(min(num_items, most), num_tokens)))
 
 
 def _cuda_index(machine: Machine, gpus: tuple[int, ...]) -> int:

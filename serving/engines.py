@@ -19,6 +19,7 @@ from serving.tasks.base import Tower, file_stem
 from serving.tasks.spec import Spec
 
 ENDINGS = (".plan", ".blob", ".onnx")
+SMALL_ENGINE_BYTES = 512 * 2**20  # one batch of such an engine leaves a GPU idle while it is copied and launched
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
@@ -29,8 +30,10 @@ def load_engines(
     names = _names(spec, files)
     if profile.backend in GPU_BACKENDS:
         with phase("load"):
-            one = Layout(num_streams=1, num_threads=options.num_threads)
-            return _load_all(profile.backend, {t: files.pop(n) for t, n in names.items()}, options), one
+            data = {tower: files.pop(name) for tower, name in names.items()}
+            small = max(map(len, data.values())) <= SMALL_ENGINE_BYTES
+            contexts = Layout(num_streams=settings.num_streams or (2 if small else 1), num_threads=options.num_threads)
+            return _load_all(profile.backend, data, _with(options, contexts)), contexts
     remembered = _remembered_in(options.cache_dir, profile, options.num_threads)
     known = _wanted(settings, options.num_threads) or layout.recall(remembered, options.num_threads)
     data = {tower: files.pop(name) for tower, name in names.items()}

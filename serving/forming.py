@@ -7,8 +7,8 @@ from collections.abc import Sequence
 MAX_PADDING = 0.15  # of a batch's padded cost; above it, two batches are cheaper than one
 
 
-def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int) -> list[int]:
-    """Indices of the items to run with item `head`, which is always among them.
+def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int, stepped: bool = False) -> list[int]:
+    """Indices of the items to run with item `head`, which is always among them; stepped: as many as is_step allows.
 
     Every item of a batch is padded to its longest, so a batch of n items costs n x the largest. The batch grows from
     the head to its neighbours by length, the nearer first, while it stays within max_items, max_cost and MAX_PADDING.
@@ -16,6 +16,7 @@ def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int) -> l
     """
     order = sorted(range(len(costs)), key=costs.__getitem__)
     low = high = order.index(head)
+    chosen = low, high
     real = costs[head]
     while high - low + 1 < min(max_items, len(order)):
         below = costs[order[low]] - costs[order[low - 1]] if low else None
@@ -28,4 +29,13 @@ def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int) -> l
             break
         real = total
         low, high = (low - 1, high) if downwards else (low, high + 1)
+        if not stepped or is_step(high - low + 1):
+            chosen = low, high
+    low, high = chosen
     return order[low : high + 1]
+
+
+def is_step(num_items: int) -> bool:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, …: batches of these sizes alone make few shapes, and no batch much smaller."""
+    highest = 1 << (num_items.bit_length() - 1)
+    return num_items in (highest, highest + highest // 2)

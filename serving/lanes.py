@@ -52,7 +52,10 @@ class Lane:
         multiple: int = 1,
         observer: Observer | None = None,
     ) -> None:
-        """multiple: see Tower.collate. max_batch_items: no more than the tower takes are put together anyhow."""
+        """multiple: see Tower.collate; more than 1 where every shape costs the engine something.
+
+        max_batch_items: no more than the tower takes are put together anyhow.
+        """
         self.tower, self.num_streams, self._infer, self._multiple = tower, num_streams, infer, multiple
         self.batcher = Batcher[_Entry, _Batch](
             prepare=self._prepare,
@@ -63,6 +66,7 @@ class Lane:
             max_batch_cost=max_batch_cost,
             max_queue_items=max_queue_items,
             num_streams=num_streams,
+            stepped=multiple > 1,
             observer=observer,
         )
 

@@ -54,7 +54,9 @@ class Settings:
     log_json: bool = False  # NIM_JSONL_LOGGING, NIM_LOGGING_JSONL
     num_tokenizers: int = 0  # NIM_NUM_TOKENIZERS: threads; 0: from the cores
     num_threads: int = 0  # ENGINERY_NUM_THREADS: CPU threads of the engine; 0: from the cores
-    num_streams: int = 0  # NIM_ENGINE_COUNT, NIM_NUM_MODEL_INSTANCES: batches at once on a CPU; 0: measured
+    num_streams: int = (
+        0  # NIM_ENGINE_COUNT, NIM_NUM_MODEL_INSTANCES: batches at once; 0: measured on a CPU, 2 or 1 on a GPU
+    )
     performance_mode: PerformanceMode = "balanced"  # NIM_PERFORMANCE_MODE, NIM_TRITON_PERFORMANCE_MODE
     max_queue_size: int = 1024  # NIM_MAX_QUEUE_SIZE: items waiting; the next request is turned away
     request_timeout_s: float = 60.0  # NIM_REQUEST_TIMEOUT_S

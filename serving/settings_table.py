@@ -77,8 +77,8 @@ TABLE = (
     _works("ENGINERY_NUM_THREADS", "from the CPUs", "CPU threads of the engine"),
     _works(
         "NIM_ENGINE_COUNT NIM_NUM_MODEL_INSTANCES",
-        "measured",
-        "batches that run at once on a CPU, each on its share of the threads",
+        "measured on a CPU, 2 or 1 on a GPU",
+        "batches that run at once: on a CPU each on its share of the threads, on a GPU each in its own context",
     ),
     _works(
         "NIM_PERFORMANCE_MODE NIM_TRITON_PERFORMANCE_MODE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,24 @@ def test_an_engine_compiled_ahead_of_time_agrees_with_onnx_runtime(precision: Pr
         assert np.einsum("nd,nd->n", on_gpu.infer(inputs), expected).min() > 0.99
         on_gpu.close()
     assert list(tmp_path.glob("*.rtxcache"))
+
+
+def test_contexts_side_by_side_give_what_one_gives_and_shapes_that_come_again_too(tmp_path: Path) -> None:
+    typed = write_onnx(tmp_path / "typed.onnx", fp16=True, fp8=False)
+    capability = GPUS[0].compute_capability
+    order = CompileOrder(source=typed, precision=Precision.FP16, shapes=SHAPES, compute_capability=capability)
+    options = LoadOptions(precision=Precision.FP16, cache_dir=tmp_path, num_streams=2)
+    engine = backends.load("tensorrt-rtx", compile_with_rtx(order).data, options)
+    rng = np.random.default_rng(0)
+
+    def inputs(num_items: int, num_tokens: int) -> dict[str, np.ndarray]:
+        ids = rng.integers(1, 30, (num_items, num_tokens))
+        return dict.fromkeys(engine.input_names, np.ones_like(ids)) | {"input_ids": ids}
+
+    asked = [inputs(b, t) for b, t in ((1, 8), (4, 64), (3, 16))]
+    alone = [engine.infer(batch) for batch in asked]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):  # the first runs compile kernels, later ones replay a CUDA graph
+            for expected, found in zip(alone, pool.map(engine.infer, asked), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-3)
+    engine.close()

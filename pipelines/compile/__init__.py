@@ -54,7 +54,7 @@ def run(request: StageRequest) -> StageResult:
 
 def _order(source: Path, params: Mapping[str, Any]) -> CompileOrder:
     if params.get("tp", 1) != 1:
-        raise CompileError(f"tp {params['tp']}: no compiler here splits an engine over GPUs yet; use tp 1")
+        raise CompileError(f"tp {params['tp']}: no engine is made of several GPUs' graphs yet (stage shard); use tp 1")
     return CompileOrder(
         source=source,
         precision=Precision(params["precision"]),

@@ -259,7 +259,7 @@ def _speed(
     return speed.of_towers(
         {
             name: speed.measure(
-                engines[name].read_bytes(),
+                engines[name],
                 precision,
                 loads[name],
                 params,

@@ -56,9 +56,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     judged_s = time.monotonic() - started
     if params.get("speed"):
         loads = speed.text_loads(np.concatenate(items, axis=1), tower, spec)
-        metrics["speed"] = speed.measure(
-            engine.read_bytes(), precision, loads, params, tower, above=inputs.get("above")
-        )
+        metrics["speed"] = speed.measure(engine, precision, loads, params, tower, above=inputs.get("above"))
     path = request.output_dir / "metrics.json"
     path.write_bytes(json.dumps(metrics, sort_keys=True, allow_nan=False).encode())
     facts = {

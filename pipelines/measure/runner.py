@@ -124,7 +124,8 @@ def realized(backend: Backend, engine: Path, typed: Path | None) -> dict[str, fl
     """
     shares = backend.realized_precision()
     if not shares and (typed is not None or backend.name == "onnxruntime"):
-        shares = typed_onnx.realized_precision((typed or engine).read_bytes())
+        graph = external_data.read_in_place(typed or engine)  # the engine is still loaded: not its weights once more
+        shares = typed_onnx.realized_precision(graph.SerializeToString())
     return {name: rounded(share) for name, share in sorted(shares.items())}
 
 

@@ -160,7 +160,7 @@ def test_a_blob_for_a_lesser_cpu_differs_and_does_not_depend_on_the_number_of_cp
     [
         ({"cpu_isa": "AVX1024"}, "cpu_isa 'AVX1024' is not a name of oneDNN's"),
         ({"precision": "fp8"}, "OpenVINO runs no fp8 on a CPU; use fp32, bf16"),
-        ({"tp": 2}, "tp 2: no compiler here splits an engine"),
+        ({"tp": 2}, "tp 2: no engine is made of several GPUs' graphs yet"),
         ({"compiler": "gcc"}, "there is no compiler 'gcc'; one of tensorrt-rtx, tensorrt, openvino, onnx"),
     ],
 )

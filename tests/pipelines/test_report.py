@@ -18,6 +18,7 @@ from pipelines.report import (
     ReportRow,
     Speed,
     StageLine,
+    StepLine,
 )
 
 FAILED = CheckLine(
@@ -93,6 +94,19 @@ def model() -> ReportModel:
         stages=(
             StageLine(stage="export", num_steps=1, num_built=1, num_rows=4, duration_s=13.0),
             StageLine(stage="quantize", num_steps=2, num_built=0, num_rows=3, duration_s=20.0),
+            StageLine(
+                stage="measure",
+                num_steps=1,
+                num_built=1,
+                num_rows=4,
+                duration_s=9.0,
+                peak_rss_bytes=4_200_000_000,
+                steps=(
+                    StepLine(
+                        subject="mini__fp8__typed-onnx", duration_s=9.0, peak_rss_bytes=4_200_000_000, size_bytes=8_000
+                    ),
+                ),
+            ),
             StageLine(stage="compile", num_steps=3, num_built=3, num_rows=4, duration_s=4.0),
         ),
         images=(
@@ -119,6 +133,13 @@ def test_the_page_loads_nothing_from_anywhere_and_runs_no_script(model: ReportMo
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
     assert "<script" not in page
     assert "@import" not in page
+
+
+def test_each_step_shows_its_time_its_memory_and_its_files(model: ReportModel):
+    shown = text_of(report.render(model))
+    assert "measure 1 1 0 4 9.0 s 4.2 GB" in shown
+    assert "measure mini__fp8__typed-onnx 9.0 s 4.2 GB 8.0 kB" in shown
+    assert "export 1 1 0 4 13.0 s –" in shown, "what took no memory of its own is not told as 0"
 
 
 def test_every_row_of_the_matrix_is_there_by_its_name(model: ReportModel):

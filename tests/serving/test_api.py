@@ -255,7 +255,8 @@ async def test_a_full_queue_turns_the_request_away_with_429_and_a_time(tiny: Tin
         waiting = []
         for num_queued in (0, 0, 8):  # one batch runs, one is prepared, one waits
             waiting.append(asyncio.create_task(server.embed(input=["w1"] * 8)))
-            while server.batcher._num_unfinished < len(waiting) or server.batcher._num_queued != num_queued:
+            batcher = server.batcher
+            while batcher._num_taken - batcher._num_ended < len(waiting) or batcher._num_queued != num_queued:
                 await asyncio.sleep(0.005)
         response = await server.embed()
         assert response.status_code == 429

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving import backends
+from serving.backends import tensorrt
 from serving.backends.base import Backend, Inputs, LoadOptions
 from serving.backends.checks import InputSpec, check_inputs, engine_problems
 from serving.errors import BackendError
@@ -40,6 +43,14 @@ def test_each_backend_reproduces_the_golden_outputs_alone_and_in_a_batch(backend
     assert np.allclose(together, tiny.golden.vectors[:5], atol=1e-5)
     for text, vector in zip(texts, together, strict=True):
         assert np.allclose(backend.infer(inputs(tiny, text))[0], vector, atol=1e-5)
+
+
+def test_onnx_runtime_lets_the_file_go_once_it_is_loaded(tiny: Tiny) -> None:
+    engine = bytes(bytearray(tiny.onnx))  # nobody else holds this copy
+    before = sys.getrefcount(engine)
+    loaded = backends.load("onnxruntime", engine, FP32)
+    assert sys.getrefcount(engine) == before
+    assert np.allclose(loaded.infer(inputs(tiny, tiny.golden.texts[0]))[0], tiny.golden.vectors[0], atol=1e-5)
 
 
 def test_threads_may_share_a_backend_and_keep_their_own_answers(backend: Backend, tiny: Tiny) -> None:
@@ -175,6 +186,22 @@ def has_gpu() -> bool:
         return False
     status, count = runtime.cudaGetDeviceCount()
     return bool(status == runtime.cudaError_t.cudaSuccess and count)
+
+
+def test_the_bindings_have_all_that_the_tensorrt_backend_calls() -> None:
+    source = Path(tensorrt.__file__).read_text("utf-8")
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    called = set(re.findall(r"\bapi\.(\w+)", source))
+    assert {"cudaMallocHost", "cudaFreeHost", "cudaMemcpyAsync"} <= called
+    assert {name for name in called if not hasattr(runtime, name)} == set()
+    bindings = tensorrt.import_tensorrt_rtx()
+    assert bindings.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    for owner, names in {
+        "IRuntimeConfig": ("cuda_graph_strategy", "create_runtime_cache", "set_runtime_cache"),
+        "IExecutionContext": ("set_input_shape", "set_tensor_address", "execute_async_v3"),
+        "ICudaEngine": ("create_execution_context", "create_runtime_config", "get_tensor_profile_shape"),
+    }.items():
+        assert [name for name in names if not hasattr(getattr(bindings, owner), name)] == []
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])

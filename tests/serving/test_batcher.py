@@ -117,6 +117,35 @@ def test_a_formed_batch_holds_its_head_keeps_the_limits_and_pads_little(costs: l
     assert len(chosen) == 1 or padded <= 2048 // 16 or real >= (1 - MAX_PADDING) * padded
 
 
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=80), st.data())
+def test_a_stepped_batch_is_the_largest_step_within_the_one_that_takes_any_number(
+    costs: list[int], data: st.DataObject
+) -> None:
+    head = data.draw(st.integers(0, len(costs) - 1))
+    free = form(costs, head=head, max_items=64, max_cost=2048)
+    stepped = form(costs, head=head, max_items=64, max_cost=2048, stepped=True)
+    assert head in stepped
+    assert set(stepped) <= set(free)
+    assert len(stepped) == max(n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n <= len(free))
+
+
+async def test_an_engine_that_pays_for_each_shape_runs_batches_of_few_sizes_and_leaves_nothing_behind() -> None:
+    engine = Engine()
+    batcher = Batcher(
+        prepare=lambda items: items,
+        run=engine.run,
+        cost=lambda item: item[1],
+        max_batch_items=16,
+        max_batch_cost=999,
+        max_queue_items=99,
+        stepped=True,
+    )
+    answer = await batcher.submit([(n, 5) for n in range(11)])
+    assert answer[:, 0].tolist() == list(range(11))
+    assert [len(batch) for batch in engine.batches] == [8, 3]
+    await batcher.drain(5)
+
+
 async def test_what_arrives_while_the_engine_runs_shares_the_next_batch() -> None:
     engine = Engine()
     engine.open.clear()

@@ -166,6 +166,24 @@ def test_too_few_gpus_are_counted() -> None:
     assert (decision.refusal, decision.gpus) == (None, (0, 2))
 
 
+def test_a_profile_of_two_gpus_is_chosen_only_where_two_of_its_sku_are_free() -> None:
+    one, two = (
+        gpu_profile(f"l40s__tp{tp}", tp=str(tp), number_of_gpus=str(tp), min_vram_per_device_gb="8") for tp in (1, 2)
+    )
+
+    def chosen(*gpus: Gpu) -> list[tuple[str, tuple[int, ...]]]:
+        decisions = decide([one, two], replace(L40S, gpus=gpus))
+        return [(d.profile.name, d.gpus) for d in rank(decisions) if d.refusal is None]
+
+    both = chosen(a_gpu(0), a_gpu(1))
+    assert both[0] == ("l40s__tp2", (0, 1))
+    assert len(both) == 2
+    for gpus in ((a_gpu(0),), (a_gpu(0), a_gpu(1, free=3)), (a_gpu(0), a_gpu(1, "2330", "9.0"))):
+        assert chosen(*gpus) == [("l40s__tp1", (0,))]
+    third = chosen(a_gpu(0), a_gpu(1, free=3), a_gpu(2))
+    assert third[0] == ("l40s__tp2", (0, 2))
+
+
 def test_a_gpu_that_is_too_small_will_never_do() -> None:
     (decision,) = decide([gpu_profile("l40s", min_vram_per_device_gb="80.0")], L40S)
     assert decision.refusal == "needs 80.0 GB of memory on each of 1 GPU(s); the largest here has 48.0 GB"

@@ -1,0 +1,125 @@
+"""What the factory's walk costs over the bare tool calls: export, quantize and compile, by the walk and in one script.
+
+python -m benchmarks.walk [--matrix sku_matrix.yaml] [--rounds 3]
+
+The script is what a person would write: the same calls with the same settings, one after another in one process that
+has imported its libraries once. It hashes nothing, keeps nothing and starts no process. The walk runs as `enginery
+build` does, in an empty store: each step in a process of its own, inputs verified, outputs stored by digest, one step
+at a time and, as its default is, two. Rounds take turns; ratios are of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines import stage
+from pipelines.build import Workshop
+from pipelines.external_data import SUFFIX
+from pipelines.graph import Graph
+from pipelines.run import STAGE_ENVIRONMENT, run
+
+MAKING = ("texts", "export", "quantize", "compile")
+
+
+def making(matrix: Path, store: Path) -> tuple[Workshop, Graph]:
+    """The steps that make engines; what measures and judges them is left out."""
+    workshop = Workshop.open(matrix, store=store)
+    graph = workshop.graph()
+    return workshop, graph.closure(name for name, step in graph.steps.items() if step.stage in MAKING)
+
+
+def by_walk(matrix: Path, jobs: int) -> dict[str, float]:
+    """Seconds, whole and of each stage."""
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop, graph = making(matrix, Path(scratch) / "store")
+        started = time.monotonic()
+        outcomes = run(graph, workshop.store, jobs=jobs)
+        whole = time.monotonic() - started
+    failed = [f"{outcome.step.id}: {outcome.error}" for outcome in outcomes.values() if outcome.record is None]
+    if failed:
+        raise SystemExit("\n".join(failed))
+    found = {"whole": whole}
+    for outcome in outcomes.values():
+        assert outcome.record is not None
+        found[outcome.step.stage] = found.get(outcome.step.stage, 0.0) + outcome.record.duration_s
+    return found
+
+
+def bare(matrix: Path, folder: Path) -> dict[str, float]:
+    """The same calls in this process."""
+    _, graph = making(matrix, folder / "store")
+    made: dict[str, Mapping[str, Path]] = {}
+    found = {"whole": 0.0}
+    for step in graph.steps.values():
+        inputs = {}
+        for name, ref in step.inputs.items():
+            for ending in ("", SUFFIX):  # an ONNX file may have its weights beside it
+                path = made[ref.step].get(replace(ref, output=ref.output + ending).output)
+                if path is not None:
+                    inputs[name + ending] = path
+        output_dir = folder / step.id.replace("/", "__")
+        output_dir.mkdir(parents=True)
+        started = time.monotonic()
+        request = stage.StageRequest(
+            stage=step.stage, subject=step.subject, params=step.params, inputs=inputs, output_dir=output_dir
+        )
+        made[step.id] = stage.run(request).outputs
+        seconds = time.monotonic() - started
+        found["whole"] += seconds
+        found[step.stage] = found.get(step.stage, 0.0) + seconds
+    return found
+
+
+def by_script(matrix: Path) -> dict[str, float]:
+    """Seconds, the start of the process and its imports included."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "seconds.json"
+        command = [sys.executable, "-m", "benchmarks.walk", "--matrix", str(matrix), "--bare", str(report)]
+        started = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **STAGE_ENVIRONMENT})
+        whole = time.monotonic() - started
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        found: dict[str, float] = json.loads(report.read_text())
+    return {**found, "whole": whole}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--matrix", type=Path, default=Path("sku_matrix.yaml"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.bare:
+        given.bare.write_text(json.dumps(bare(given.matrix, given.bare.parent / "made")))
+        return 0
+    ways: dict[str, Callable[[], dict[str, float]]] = {
+        "one script": lambda: by_script(given.matrix),
+        "the walk, a step at a time": lambda: by_walk(given.matrix, 1),
+        "the walk, two steps at a time": lambda: by_walk(given.matrix, 2),
+    }
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(given.rounds):
+        rounds.append({})
+        for name, way in ways.items():
+            rounds[-1][name] = way()
+            parts = ", ".join(f"{part} {s:.1f} s" for part, s in rounds[-1][name].items() if part != "whole")
+            print(f"round {number + 1}, {name}: {rounds[-1][name]['whole']:.1f} s ({parts})", flush=True)
+    for name in list(ways)[1:]:
+        ratios = [found[name]["whole"] / found["one script"]["whole"] for found in rounds]
+        print(f"{name}: {statistics.median(ratios):.2f} x the script (median of {len(ratios)} rounds)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
