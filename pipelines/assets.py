@@ -20,6 +20,8 @@ from pipelines.lineage import Cell, code_version, lineage, toolchains
 from pipelines.observed import MODEL_REVISION, SETTINGS, TOOLCHAIN, setting_of
 from pipelines.places import SERVES, pod, queue, refusal
 from pipelines.plan import not_here, states
+from pipelines.publication import link
+from pipelines.publish_s3 import Result
 from pipelines.resources import Factory
 from pipelines.run import Outcome
 from pipelines.store import Record, Store
@@ -85,9 +87,13 @@ class Partitions:
         self.cells = lineage(graph)
         models = dg.StaticPartitionsDefinition([model.name for model in graph.models])
         rows = RowPartitions(graph)
+        imaged = [key for asset, key in self.cells if asset == "image"]
         typed = dg.StaticPartitionsDefinition([key for asset, key in self.cells if asset == "typed_onnx"])
         self.of: dict[str, dg.StaticPartitionsDefinition] = {
-            **dict.fromkeys(("fp32_onnx", "manifest", "image"), models),
+            **dict.fromkeys(("fp32_onnx", "manifest", "publication"), models),
+            "image": models
+            if set(imaged) == set(models.get_partition_keys())
+            else dg.StaticPartitionsDefinition(imaged),
             "typed_onnx": typed,
             **dict.fromkeys(("engine", "verdict"), rows),
             MODEL_REVISION: models,
@@ -123,6 +129,24 @@ def rows_table(made: ModelResult) -> dg.TableMetadataValue:
     records = [dg.TableRecord({"row": row, "state": state, "why": why}) for row, state, why in lines]
     columns = [dg.TableColumn(name, "string") for name in ("row", "state", "why")]
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def published(done: Result) -> dict[str, Any]:
+    """What a publication did, and where to look at it."""
+    columns = [dg.TableColumn(name, "string") for name in ("name", "digest")]
+    names = [dg.TableRecord({"name": name, "digest": digest}) for name, digest in done.names.items()]
+    return {
+        "reference": done.reference,
+        "digest": done.digest,
+        "state": "now current" if done.moved else "was current already",
+        **({"number": done.sequence} if done.sequence else {}),
+        "blobs sent": done.uploaded,
+        "bytes sent": done.uploaded_bytes,
+        "blobs already there": done.reused,
+        "names": dg.MetadataValue.table(names, schema=dg.TableSchema(columns)),
+        "link": dg.MetadataValue.url(link(done.reference, os.environ)),
+        "what is in it": dg.MetadataValue.md(f"`enginery inspect {done.reference}`"),
+    }
 
 
 def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
@@ -259,4 +283,10 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
             data_version=dg.DataVersion(" ".join(image.manifest_digest for image in made.images)),
         )
 
-    return [fp32_onnx, typed_onnx, engine, verdict, manifest, image]
+    @asset("publication", {"s3", "docker"}, pool="publish")
+    def publication(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
+        """The release where others pull it from, put there as `enginery publish` does: readers see a whole one."""
+        done = factory.publish(context, context.partition_key)
+        return dg.MaterializeResult(metadata=published(done), data_version=dg.DataVersion(done.digest))
+
+    return [fp32_onnx, typed_onnx, engine, verdict, manifest, image, publication]

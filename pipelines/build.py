@@ -224,6 +224,8 @@ def image_or_context(
     workshop: Workshop, packaged: ModelResult, base: str | None, repository: str | None = None
 ) -> ModelResult:
     """The images; where none can be made, a note that says why and where the complete context is."""
+    if not packaged.model.runtimes:
+        return packaged
     try:
         return image_model(workshop, packaged, base=base, repository=repository)
     except ImageContextOnly as error:

@@ -30,5 +30,8 @@ defs = definitions(
         store=os.environ.get("ENGINERY_STORE", ".store"),
         dist=os.environ.get("ENGINERY_DIST", "dist"),
         base=os.environ.get("ENGINERY_BASE") or None,
+        publish_to=os.environ.get("ENGINERY_PUBLISH_TO") or None,
+        publish_unguarded=os.environ.get("ENGINERY_PUBLISH_UNGUARDED") == "1",
+        publish_replace=os.environ.get("ENGINERY_PUBLISH_REPLACE") == "1",
     )
 )

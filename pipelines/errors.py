@@ -98,6 +98,12 @@ class PublishError(EngineryError):
     exit_code = 19
 
 
+class UnreachableError(PublishError):
+    """The bucket or the registry does not answer, or cannot just now; what was sent is kept."""
+
+    transient = True
+
+
 class OvertakenError(PublishError):
     """Somebody else published meanwhile: theirs stands, ours was refused."""
 

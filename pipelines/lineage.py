@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.graph import Graph, RowPlan, Step
@@ -32,6 +33,7 @@ STAGES = {
     "verdict": ("measure", "judge"),
     "manifest": ("package",),
     "image": ("image",),
+    "publication": ("publish",),
 }
 
 Cell = tuple[str, str]  # an asset and its partition: ("engine", "tiny__l40s__fp8__tp1")
@@ -45,6 +47,7 @@ class Cause(StrEnum):
     TOOLCHAIN = "toolchain"  # another version of a compiler or library
     SETTINGS = "settings"  # the matrix, a stage's version, what judges
     LOST = "lost"  # its outputs are no longer in the store
+    UNPUBLISHED = "unpublished"  # what is built is not what was published last
     ASKED = "asked"  # a person wants it measured again
 
 
@@ -121,8 +124,12 @@ def lineage(graph: Graph) -> dict[Cell, Lineage]:
         rows = {plan.row.name: {"sku": asdict(plan.row.sku), "refusal": plan.refusal} for plan in graph.of(model)}
         packaged = {"rows": rows, "release": model.release, "served_name": model.served_name}
         found["manifest", model.name] = _without_step(tuple(verdicts), packaged)
-        contained = {"runtimes": model.runtimes, "containers": runtime_sources(model.runtimes)}
-        found["image", model.name] = _without_step((("manifest", model.name),), contained)
+        shipped: Cell = ("manifest", model.name)
+        if model.runtimes:
+            contained = {"runtimes": model.runtimes, "containers": runtime_sources(model.runtimes)}
+            found["image", model.name] = _without_step((shipped,), contained)
+            shipped = ("image", model.name)
+        found["publication", model.name] = _without_step((shipped,), {})
     return found
 
 
@@ -167,8 +174,16 @@ def watched(graph: Graph, cells: Mapping[Cell, Lineage], cause: Cause) -> dict[C
     return {cell: step_key(found)[:VERSION_CHARS] for cell, found in sources.items()}
 
 
-def due(graph: Graph, store: Store, cells: Mapping[Cell, Lineage] | None = None) -> dict[Cell, Due]:
-    """Every partition that is stale in the store, with the reasons at its root."""
+def due(
+    graph: Graph,
+    store: Store,
+    cells: Mapping[Cell, Lineage] | None = None,
+    unpublished: Mapping[str, str] = MappingProxyType({}),
+) -> dict[Cell, Due]:
+    """Every partition that is stale in the store, with the reasons at its root.
+
+    unpublished: why a model's release is not what was published last (pipelines.publication).
+    """
     found = states(graph, store)
     cells = lineage(graph) if cells is None else cells
     closure = cache(lambda step: frozenset(graph.closure([step]).steps) if step else frozenset())
@@ -181,6 +196,8 @@ def due(graph: Graph, store: Store, cells: Mapping[Cell, Lineage] | None = None)
         for up in made.upstream:
             if up in stale:
                 reasons |= {line: _cause(line) for line in stale[up].why}
+        if cell[0] == "publication" and cell[1] in unpublished:
+            reasons[f"publish/{cell[1]}: {unpublished[cell[1]]}"] = Cause.UNPUBLISHED
         if reasons:
             stale[cell] = Due(why=tuple(reasons), causes=frozenset(reasons.values()))
     return stale

@@ -109,7 +109,7 @@ class ModelForm(_Form):
         bool | None, Field(description="true or false: whether requests may ask for shorter vectors")
     ] = None
     runtimes: Annotated[
-        list[Literal["rtx", "cpu", "cuda"]], Field(min_length=1, description="a list of rtx, cpu, cuda")
+        list[Literal["rtx", "cpu", "cuda"]], Field(description="a list of rtx, cpu, cuda; [] for no image")
     ] = ["rtx", "cpu"]
 
 

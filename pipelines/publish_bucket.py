@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from blake3 import blake3
 
-from pipelines.errors import PublishError
-from pipelines.publish_refusals import unreachable, words_of
+from pipelines.errors import PublishError, UnreachableError
+from pipelines.publish_refusals import passes, unreachable, words_of
 
 PART_BYTES = 8 << 20  # S3 wants at least 5 MiB
 MAX_PARTS = 10_000  # S3 allows no more
@@ -258,14 +258,16 @@ class Bucket:
                     raise Overtaken from None
                 if status == 501:
                     raise Unconditional from None
-                raise PublishError(f"{self.uri}/{key}: {words_of(error, status, code)}") from None
+                kind = UnreachableError if status == 429 or status >= 500 else PublishError
+                raise kind(f"{self.uri}/{key}: {words_of(error, status, code)}") from None
 
         try:
             yield said
         except (BotoCoreError, HTTPError, OSError) as error:
             if isinstance(error, OSError) and error.filename:
                 raise  # a local file's
-            raise PublishError(f"{self.uri}/{key}: {unreachable(error)}") from None
+            kind = UnreachableError if passes(error) else PublishError
+            raise kind(f"{self.uri}/{key}: {unreachable(error)}") from None
 
 
 def _checksums(data: bytes) -> dict[str, str]:

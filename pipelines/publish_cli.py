@@ -65,7 +65,7 @@ def inspect(
     reference: Reference,
     /,
     *,
-    verify: Annotated[bool, Parameter(help="Also read every published byte and hash it.", negative="")] = False,
+    verify: Annotated[bool, Parameter(help="Also read every byte of it and hash it.", negative="")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what is in a release or image without pulling it: profiles, sizes, figures of the gate, images."""
@@ -74,8 +74,9 @@ def inspect(
     if verify:
         checked = release_verify.verify(reference)
         if checked.problems:
+            remedy = "build the model again" if checked.found.folder else "publish it again"
             listed = "\n".join(f"  {problem}" for problem in checked.problems)
-            raise PublishError(f"{reference}: what is published is not whole; publish it again:\n{listed}")
+            raise PublishError(f"{reference}: is not whole; {remedy}:\n{listed}")
         print(
             f"{reference}: {checked.num_files} files ({checked.size_bytes / 1e6:.1f} MB) read and right, "
             f"{checked.num_images} images whole",

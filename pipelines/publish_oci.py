@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines import artifact, image, oci
 from pipelines.errors import OvertakenError, PublishError
+from pipelines.publish_refusals import nothing_published
 from pipelines.publish_registry import Registry, parse
 from pipelines.publish_s3 import Result
 from pipelines.release import ImageFacts, Published
@@ -119,7 +120,7 @@ def _send_all(registry: Registry, blobs: dict[str, tuple[Blob, Path | bytes]], s
             say(f"sent {blob.digest} ({blob.size_bytes / 1e6:.1f} MB)")
         return sent
 
-    problems, sent = list[str](), dict[str, int]()
+    problems, sent = list[PublishError](), dict[str, int]()
     with ThreadPoolExecutor(BLOBS_AT_ONCE) as pool:
         waiting = {digest: pool.submit(send, *each) for digest, each in blobs.items()}
         for digest, each in waiting.items():
@@ -127,10 +128,9 @@ def _send_all(registry: Registry, blobs: dict[str, tuple[Blob, Path | bytes]], s
                 if each.result():
                     sent[digest] = blobs[digest][0].size_bytes
             except PublishError as error:
-                problems.append(str(error))
+                problems.append(error)
     if problems:
-        where = registry.address.at(registry.address.reference)
-        raise PublishError("\n".join([f"{where}: nothing was published:", *(f"  {p}" for p in problems)]))
+        raise nothing_published(registry.address.at(registry.address.reference), problems)
     return sent
 
 

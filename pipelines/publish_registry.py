@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from pipelines import oci
-from pipelines.errors import PublishError
+from pipelines.errors import PublishError, UnreachableError
 from pipelines.store import Blob, canonical
 from serving.cache.sources import SourceError
 from serving.cache.sources.http import LOCAL_HOSTS
@@ -214,7 +214,7 @@ class Registry:
                 said, passes = _refusal(answer), answer.status_code in (408, 429) or answer.status_code >= 500
             failures += 1
             if not passes or failures == ATTEMPTS:
-                raise PublishError(f"{where}: {said}")
+                raise (UnreachableError if passes else PublishError)(f"{where}: {said}")
             time.sleep(2 ** (failures - 2))
 
     def _once(self, method: str, path: str, headers: Mapping[str, str], body: Any) -> requests.Response:

@@ -20,6 +20,7 @@ from pipelines import package
 from pipelines import release as releases
 from pipelines.errors import OvertakenError, PublishError
 from pipelines.publish_bucket import Bucket, Damaged, Object, Overtaken, Unconditional
+from pipelines.publish_refusals import nothing_published
 from pipelines.release import Published
 from pipelines.store import canonical
 from serving.profile import ProfileFile
@@ -162,7 +163,7 @@ def _send_all(
         say(f"sending {file.path} ({file.size_bytes / 1e6:.1f} MB) to {bucket.uri}/{file.uri}")
         return bucket.put_file(file.uri, folder / package.ROOT / file.uri, file.checksum.removeprefix("blake3:"))
 
-    sent, problems = dict[str, int](), list[str]()
+    sent, problems = dict[str, int](), list[Exception]()
     with ThreadPoolExecutor(BLOBS_AT_ONCE) as pool:
         waiting = {uri: pool.submit(send, file) for uri, file in sorted(files.items())}
         for uri, each in waiting.items():
@@ -170,11 +171,11 @@ def _send_all(
                 if (count := each.result()) is not None:
                     sent[uri] = count
             except (PublishError, Damaged) as error:
-                problems.append(str(error))
+                problems.append(error)
             except OSError as error:
-                problems.append(f"{error.filename}: {error.strerror}; run the build again")
+                problems.append(PublishError(f"{error.filename}: {error.strerror}; run the build again"))
     if problems:
-        raise PublishError("\n".join([f"{bucket.uri}: nothing was published:", *(f"  {p}" for p in problems)]))
+        raise nothing_published(bucket.uri, problems)
     return sent
 
 

@@ -137,7 +137,10 @@ def of_folder(folder: Path) -> Published:
     if not path.is_file():
         raise PublishError(f"{path} is not there; build the model first: enginery build")
     data = path.read_bytes()
-    listed = manifest.load(data, source=str(path))
+    try:
+        listed = manifest.load(data, source=str(path))
+    except ManifestError as error:
+        raise PublishError(f"{error}; build the model again") from None
     summary = _summary(folder / "package.json", digest_of(data))
     document = Release(
         schema_version=SCHEMA_VERSION,

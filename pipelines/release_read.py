@@ -42,6 +42,7 @@ class Found:
     num_releases: int = 0  # that the bucket's pointer remembers
     runtime: str | None = None  # of an image: only its profiles are in it
     repository: str | None = None  # where its files can be pulled from; None: not published
+    folder: bool = False  # the reference is dist/MODEL
 
 
 def read(reference: str) -> Found:
@@ -49,7 +50,7 @@ def read(reference: str) -> Found:
     if (match := _IN_BUCKET.fullmatch(reference.rstrip("/"))) is not None:
         return _in_bucket(reference, match)
     if "://" not in reference and Path(reference).is_dir():
-        return Found(reference=reference, release=releases.of_folder(Path(reference)))
+        return Found(reference=reference, release=releases.of_folder(Path(reference)), folder=True)
     try:
         address = publish_registry.parse(reference)
     except PublishError:

@@ -1,19 +1,27 @@
-"""Read what is published as those who pull it do, and hash every byte: the nightly check of a bucket or a registry."""
+"""Read a release as those who pull it do, and hash every byte: in a bucket, in a registry, or in dist/MODEL.
+
+The nightly verification and `enginery inspect --verify` are this one check.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from blake3 import blake3
 
-from pipelines import publish_registry, release_read
+from pipelines import image, oci, package, publish_registry, release_read
+from pipelines import release as releases
 from pipelines.errors import PublishError
 from pipelines.publish_registry import Registry
 from pipelines.release_read import Found
+from pipelines.store import file_digest
 from serving.cache import locate
 from serving.cache.sources import SourceError, Sources, Transient, opened
 from serving.profile import ProfileFile
@@ -36,9 +44,10 @@ class Verified:
 
 
 def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
-    """Verify every file and image of a published release. Raises PublishError where there is none to verify."""
+    """Verify every file and image of a release. Raises PublishError where there is none to verify."""
     found = release_read.read(reference)
-    repository = found.repository
+    folder = Path(reference) if found.folder else None
+    repository = found.repository if folder is None else (folder / package.ROOT).absolute().as_uri()
     if repository is None:
         raise PublishError(f"{reference}: only a release in a bucket or under a registry's tag can be verified")
 
@@ -55,14 +64,18 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
     files = found.release.files
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         problems = [f"{uri}: {why}" for uri, why in zip(files, pool.map(problem, files.values()), strict=True) if why]
-    images = found.release.document.images if repository.startswith("oci") else ()
-    if images:
+    images = found.release.document.images if folder or repository.startswith("oci") else ()
+    if folder is not None:
+        problems += _beside(folder)
+        look: Callable[[str], str | None] = partial(_layout_problem, folder / image.LAYOUT, set())
+    elif images:
         registry = Registry(publish_registry.parse(repository), token=os.environ.get("ENGINERY_REPOSITORY_TOKEN"))
-        problems += [
-            f"image {image.runtime} ({image.kind}) {image.digest}: {why}"
-            for image in images
-            if (why := _image_problem(registry, image.digest)) is not None
-        ]
+        look = partial(_image_problem, registry)
+    problems += [
+        f"image {facts.runtime} ({facts.kind}) {facts.digest}: {why}"
+        for facts in images
+        if (why := look(facts.digest)) is not None
+    ]
     return Verified(
         found=found,
         num_files=len(files),
@@ -70,6 +83,17 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
         num_images=len(images),
         problems=tuple(problems),
     )
+
+
+def verify_all(references: Iterable[str], *, say: Say = lambda _: None) -> dict[str, Verified | str]:
+    """Verify each, and go on where one cannot be read at all: that is then its reason."""
+    found: dict[str, Verified | str] = {}
+    for reference in references:
+        try:
+            found[reference] = verify(reference, say=say)
+        except PublishError as error:
+            found[reference] = str(error)
+    return found
 
 
 def _asked(file: ProfileFile, repository: str) -> str | None:
@@ -93,6 +117,33 @@ def _problem(file: ProfileFile, repository: str) -> str | None:
         return f"has {size} bytes where the manifest says {file.size_bytes}"
     actual = f"blake3:{hasher.hexdigest()}"
     return None if actual == file.checksum else f"hashes to {actual} where the manifest says {file.checksum}"
+
+
+def _beside(folder: Path) -> list[str]:
+    """Whether the manifest that a person reads is the one that servers get."""
+    shown, served = folder / releases.MANIFEST, folder / package.ROOT / package.MANIFEST
+    if shown.is_file() and shown.read_bytes() == served.read_bytes():
+        return []
+    return [f"{shown}: is not {served}; build the model again"]
+
+
+def _layout_problem(layout: Path, whole: set[str], digest: str) -> str | None:
+    """Why an image of an OCI layout is not whole. Each blob is read once: `whole` are those that were found so."""
+
+    def read(one: str) -> Path:
+        path = layout / oci.blob_path(one)
+        if one not in whole and (actual := file_digest(path)) != one:
+            raise ValueError(f"{path} hashes to {actual}")
+        whole.add(one)
+        return path
+
+    try:
+        described = json.loads(read(digest).read_bytes())
+        for part in (described["config"], *described["layers"]):
+            read(part["digest"])
+    except (OSError, ValueError) as error:
+        return f"{error}; build the images again"
+    return None
 
 
 def _image_problem(registry: Registry, digest: str) -> str | None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipelines import publication
 from pipelines.build import ModelResult, Workshop, image_model, package_model, write_report
 from pipelines.errors import EngineryError
 from pipelines.graph import Graph
+from pipelines.publication import NO_DESTINATION, Destination
+from pipelines.publish_s3 import Result
 from pipelines.run import Outcome, run
 
 # A stage's process was killed, a hub did not answer: tried again. A stage that says why it cannot is not.
@@ -24,6 +27,9 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     dist: str = "dist"
     jobs: int = 2
     base: str | None = None  # what images start from; None: as `enginery build` does
+    publish_to: str | None = None  # "s3://models/prod", "oci://registry.example/models/{model}"; None: nowhere
+    publish_unguarded: bool = False  # also to an S3 server without conditional writes
+    publish_replace: bool = False  # move a registry's tag that names another release
     retry_after_s: float = RETRY_AFTER_S
 
     def workshop(self) -> Workshop:
@@ -71,11 +77,37 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
             write_report(workshop, graph, made)
         return made
 
+    @property
+    def destination(self) -> Destination | None:
+        if self.publish_to is None:
+            return None
+        return Destination(to=self.publish_to, guarded=not self.publish_unguarded, replace=self.publish_replace)
+
+    def publish(self, context: dg.AssetExecutionContext, model: str) -> Result:
+        """Publish what is packaged of a model. The store is not held: what is sent is hashed as it is read."""
+        if self.destination is None:
+            raise dg.Failure(description=NO_DESTINATION, allow_retries=False)
+        workshop = self.workshop()
+        with told(self.retry_after_s):
+            return publication.publish(workshop.dist / model, self.destination, workshop.store, say=context.log.info)
+
+    def unpublished(self, graph: Graph) -> dict[str, str]:
+        """Which models' releases are not what was published last, and why; none if there is no destination."""
+        if self.destination is None:
+            return {}
+        workshop = self.workshop()
+        return publication.unpublished(
+            workshop.dist, self.destination, workshop.store, [model.name for model in graph.models]
+        )
+
 
 @contextmanager
-def told() -> Iterator[None]:
+def told(retry_after_s: float = RETRY_AFTER_S) -> Iterator[None]:
     """An error that a person can act on becomes a Failure with its words; it is tried again only if it may pass."""
     try:
         yield
     except EngineryError as error:
-        raise dg.Failure(description=str(error), allow_retries=error.transient) from error
+        failure = dg.Failure(description=str(error), allow_retries=False)
+        if error.transient:
+            raise dg.RetryRequested(RETRIES, retry_after_s) from failure
+        raise failure from error

@@ -1,50 +1,69 @@
-"""What runs by the clock: the nightly verification of what is published. How to verify does not belong here."""
+"""What runs by the clock: the nightly verification of what is released. How to verify does not belong here."""
 
 import dagster as dg
 
+from pipelines import publication
+from pipelines.release_verify import Verified, verify_all
 from pipelines.resources import Factory
-from pipelines.verify import Problem, verify_model
 
 NIGHTLY = "30 2 * * *"
 
 
 class VerifyConfig(dg.Config):
-    """Which models to verify; all that have a result, without any."""
+    """What to verify, as `enginery inspect` takes it; without any, every dist/MODEL and all that was published last."""
 
-    models: list[str] = []  # noqa: RUF012
+    references: list[str] = []  # noqa: RUF012
 
 
 @dg.op
-def verify_published(context: dg.OpExecutionContext, config: VerifyConfig, factory: Factory) -> None:
-    """Hash everything that was released, and say what is damaged or gone."""
+def verify_released(context: dg.OpExecutionContext, config: VerifyConfig, factory: Factory) -> None:
+    """Read and hash everything that was released, here and where it was published, and say what is damaged or gone."""
     workshop = factory.workshop()
-    found = sorted(path.parent.name for path in workshop.dist.glob("*/model_manifest.yaml"))
-    problems: list[Problem] = []
-    for model in config.models or found:
-        these = verify_model(workshop.dist / model)
-        context.log.info("%s: %s", model, f"{len(these)} problems" if these else "intact")
-        problems += these
-    context.add_output_metadata(
-        {"models": len(config.models or found), "problems": dg.MetadataValue.md(told(problems) or "none")}
-    )
-    if problems:
-        raise dg.Failure(description=told(problems), allow_retries=False)
+    built = sorted(str(path.parent) for path in workshop.dist.glob("*/model_manifest.yaml"))
+    published = publication.references(workshop.store).values()
+    found = verify_all(config.references or [*built, *published], say=context.log.info)
+    if told(found):
+        raise dg.Failure(description=told(found), metadata={"verified": table(found)}, allow_retries=False)
+    context.add_output_metadata({"verified": table(found)})
 
 
-def told(problems: list[Problem]) -> str:
-    return "\n".join(f"- {problem.where}: {problem.what}" for problem in problems)
+def problems(checked: Verified | str) -> tuple[str, ...]:
+    return (checked,) if isinstance(checked, str) else checked.problems
 
 
-@dg.job(description="Verify what is published")
+def told(found: dict[str, Verified | str]) -> str:
+    return "\n".join(f"- {reference}: {why}" for reference, checked in found.items() for why in problems(checked))
+
+
+def table(found: dict[str, Verified | str]) -> dg.TableMetadataValue:
+    """A line for each release: what was read, and how many things are wrong with it."""
+    records = [
+        dg.TableRecord(
+            {
+                "release": reference,
+                "files": getattr(checked, "num_files", 0),
+                "bytes": getattr(checked, "size_bytes", 0),
+                "images": getattr(checked, "num_images", 0),
+                "problems": len(problems(checked)),
+            }
+        )
+        for reference, checked in found.items()
+    ]
+    kinds = {"release": "string", "files": "int", "bytes": "int", "images": "int", "problems": "int"}
+    columns = [dg.TableColumn(name, kind) for name, kind in kinds.items()]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+@dg.job(description="Verify what is released, here and where it was published")
 def verification() -> None:
-    verify_published()
+    verify_released()
 
 
 nightly_verification = dg.ScheduleDefinition(
     name="nightly_verification",
     job=verification,
     cron_schedule=NIGHTLY,
-    description="Verify what is published, each night",
+    description="Verify what is released, each night",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 

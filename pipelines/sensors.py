@@ -17,7 +17,7 @@ from pipelines.lineage import Cause, Cell, Due, due, lineage, watched
 from pipelines.observed import observe
 from pipelines.resources import Factory
 
-BUILT = dg.AssetSelection.assets("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image")
+BUILT = dg.AssetSelection.assets("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image", "publication")
 WHY = "enginery/why"
 CAUSE = "enginery/cause"
 MAX_TAG = 255  # characters, of what a person reads in the list of runs
@@ -38,12 +38,12 @@ def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefini
             graph = workshop.graph()
             changed = observe(context.instance, graph)
             cells = lineage(graph)
-            stale = due(graph, workshop.store, cells)
+            stale = due(graph, workshop.store, cells, factory.unpublished(graph))
         except EngineryError as error:
             return dg.SkipReason(str(error))
         for (asset, partition), (was, now) in changed.items():
             context.log.info("%s of %s: %s -> %s", asset, partition, was, now)
-        found = launched(stale, cause)
+        found = launched(stale, cause, publishes=factory.destination is not None)
         now_at, known_at = watched(graph, cells, cause), remembered(context.cursor)
         wanted = {cell: why for cell, why in found.items() if known_at.get(spelled(cell)) != now_at[cell]}
         # Of what is stale for another reason, only what was never seen: its own cause may come to light later.
@@ -109,9 +109,13 @@ def _none() -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition([])
 
 
-def launched(stale: Mapping[Cell, Due], cause: Cause) -> dict[Cell, Due]:
+def launched(stale: Mapping[Cell, Due], cause: Cause, *, publishes: bool) -> dict[Cell, Due]:
     """What a sensor of this cause launches: all that is due for it, unless something it needs was never built."""
-    return {cell: found for cell, found in stale.items() if cause in found.causes and Cause.NEW not in found.causes}
+    return {
+        cell: found
+        for cell, found in stale.items()
+        if cause in found.causes and Cause.NEW not in found.causes and (publishes or cell[0] != "publication")
+    }
 
 
 def told(wanted: Mapping[Cell, Due]) -> str:

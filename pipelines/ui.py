@@ -15,8 +15,8 @@ telemetry:
   enabled: false
 nux:
   enabled: false
-# Two runs at a time, and one step of each pool (export, engine, measure, package), so that memory suffices and what is
-# timed is alone. docs/dagster.md says how a team sets this up on several machines.
+# Two runs at a time, and one step of each pool (export, engine, measure, package, publish), so that memory suffices
+# and what is timed is alone. docs/dagster.md says how a team sets this up on several machines.
 concurrency:
   runs:
     max_concurrent_runs: 2

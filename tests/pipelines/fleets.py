@@ -51,6 +51,7 @@ class Fleet:
     """A matrix with its model in a folder of its own, and where its results go."""
 
     folder: Path
+    to: str | None = None  # where it publishes to
 
     @classmethod
     def at(cls, folder: Path, model: Path, matrix: str = MATRIX) -> Fleet:
@@ -60,8 +61,8 @@ class Fleet:
 
     @property
     def factory(self) -> Factory:
-        paths = {name: str(self.folder / name) for name in ("store", "dist")}
-        return Factory(matrix=str(self.folder / "matrix.yaml"), jobs=2, retry_after_s=0, **paths)
+        matrix, store, dist = (str(self.folder / name) for name in ("matrix.yaml", "store", "dist"))
+        return Factory(matrix=matrix, store=store, dist=dist, jobs=2, retry_after_s=0, publish_to=self.to)
 
     def repository(self) -> dg.RepositoryDefinition:
         return definitions(self.factory).get_repository_def()

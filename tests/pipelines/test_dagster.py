@@ -50,7 +50,7 @@ def demo() -> Graph:
     return graph(matrix, matrix.rows, WORKER)
 
 
-def test_the_graph_goes_from_export_to_image(demo: Graph) -> None:
+def test_the_graph_goes_from_export_to_publication(demo: Graph) -> None:
     assets = [*source_assets(Partitions(demo).of), *factory_assets(demo)]
     definitions = dg.Definitions(assets=assets, resources={"factory": Factory()})
     resolved = definitions.resolve_asset_graph()
@@ -66,6 +66,7 @@ def test_the_graph_goes_from_export_to_image(demo: Graph) -> None:
         "verdict": {"fp32_onnx", "typed_onnx", "engine", "toolchain", "settings"},
         "manifest": {"verdict", "settings"},
         "image": {"manifest", "settings"},
+        "publication": {"image", "settings"},
         **{source: set() for source in sources},
     }
 
@@ -79,6 +80,7 @@ def test_only_one_export_and_one_measurement_run_at_a_time_by_their_pools(demo: 
         "verdict": "measure",
         "manifest": "package",
         "image": "package",
+        "publication": "publish",
     }
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,7 @@ def test_verify_looks_at_each_image_of_a_registry(
     publish(folder, f"oci://{host}/team/verified:1.0.0")
     checked = release_verify.verify(f"oci://{host}/team/verified:1.0.0")
     assert (checked.problems, checked.num_files, checked.num_images) == ((), 6, 2)
+    assert release_verify.verify(str(folder)) == replace(checked, found=release_read.read(str(folder)))
     # The same release where only its artifact was copied.
     copied = Registry(parse(f"oci://{host}/team/copied"))
     for _, blob, source in artifact.contents(folder).layers:
@@ -256,3 +258,23 @@ def test_verify_looks_at_each_image_of_a_registry(
     problems = release_verify.verify(f"oci://{host}/team/copied:1.0.0").problems
     assert len(problems) == 2
     assert all("is not there" in problem for problem in problems)
+
+
+def test_verify_reads_a_dist_folder_and_its_images_too(containers: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = imaged(tmp_path, containers)
+    assert release_verify.verify(str(folder)).problems == ()
+    engine = next(path for path in (folder / "rootfs").rglob("*") if path.is_file() and path.read_bytes() == b"8.9-fp8")
+    (folder / "model_manifest.yaml").write_text("other\n")
+    layer = max((folder / "oci" / "blobs").rglob("*"), key=lambda path: path.stat().st_size)
+    for damaged in (engine, layer):
+        data = damaged.read_bytes()
+        damaged.unlink()
+        damaged.write_bytes(data[:-1] + b"!")
+    said = run("inspect", folder, "--verify", environ={})
+    assert (said.returncode, "build the model again" in said.stderr) == (19, True)
+    for words in (
+        f"{engine.name}: hashes to blake3:",
+        "model_manifest.yaml: is not",
+        f"{layer.name} hashes to sha256:",
+    ):
+        assert words in said.stderr

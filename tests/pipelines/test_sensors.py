@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,26 +14,32 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.loader import LoadingContextForTest
 
+from pipelines import publication
 from pipelines.definitions import definitions
-from pipelines.lineage import Cause, Cell, due
+from pipelines.lineage import Cause, Cell, Due, due
 from pipelines.observed import observe
+from pipelines.publication import Destination
 from pipelines.schedules import verification
 from pipelines.sensors import CAUSE, WHY, new_model_revision, new_toolchain
 from tests.pipelines.fleets import CPU, H100, L40S, Fleet, new_release
+from tests.serving.servers import registry
 
 pytestmark = pytest.mark.slow
+PUBLICATION: Cell = ("publication", "tiny")
+UNMADE = {("image", "tiny"), PUBLICATION}  # in these tests
+UNPUBLISHED = frozenset({Cause.UNPUBLISHED})
 TRT = {("engine", L40S), ("verdict", L40S), ("manifest", "tiny"), ("image", "tiny")}
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A fleet that Dagster really built, all but the image; its instance lies beside it."""
+    """A fleet that Dagster really built, but for image and publication; its instance lies beside it."""
     folder = tmp_path_factory.mktemp("pristine")
     fleet = Fleet.at(folder, tiny_model)
     (folder / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
         observe(instance, fleet.factory.graph())
-        fleet.materialize(instance, *(cell for cell in fleet.cells() if cell[0] != "image"))
+        fleet.materialize(instance, *(cell for cell in fleet.cells() if cell not in UNMADE))
     return folder
 
 
@@ -49,7 +57,7 @@ def instance(fleet: Fleet) -> Iterator[dg.DagsterInstance]:
 
 def planned(fleet: Fleet) -> set[Cell]:
     workshop = fleet.factory.workshop()
-    return set(due(workshop.graph(), workshop.store)) - {("image", "tiny")}
+    return set(due(workshop.graph(), workshop.store)) - UNMADE
 
 
 def stale(fleet: Fleet, instance: dg.DagsterInstance) -> dict[Cell, str]:
@@ -58,7 +66,7 @@ def stale(fleet: Fleet, instance: dg.DagsterInstance) -> dict[Cell, str]:
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     found = {}
     for asset, key in fleet.cells():
-        if asset != "image":
+        if (asset, key) not in UNMADE:
             cell = AssetKeyPartitionKey(dg.AssetKey(asset), key)
             if resolver.get_status(cell.asset_key, cell.partition_key) != StaleStatus.FRESH:
                 causes = resolver.get_stale_root_causes(cell.asset_key, cell.partition_key)
@@ -120,7 +128,7 @@ def test_a_new_tensorrt_makes_exactly_its_rows_stale_and_the_sensor_launches_exa
     assert "launched already" in str(skip.skip_message)  # type: ignore[union-attr]
     assert evaluated(new_model_revision, fleet, instance)[0] == set()
 
-    fleet.materialize(instance, *sorted(TRT - {("image", "tiny")}))
+    fleet.materialize(instance, *sorted(TRT - UNMADE))
     assert stale(fleet, instance) == {}
     assert planned(fleet) == set()
 
@@ -130,7 +138,7 @@ def test_a_new_model_revision_launches_everything_that_this_machine_builds(
 ) -> None:
     fleet.prompt("question: ")
     keys, request, _ = evaluated(new_model_revision, fleet, instance)
-    assert keys == set(fleet.cells())
+    assert keys == set(fleet.cells()) - {PUBLICATION}
     assert not any(key == H100 for _, key in keys)
     assert isinstance(request, dg.RunRequest)
     assert "export/tiny: params.source_digest changed" in request.tags[WHY]
@@ -172,12 +180,25 @@ def test_a_verdict_made_by_hand_has_the_manifest_follow_where_automation_is_swit
     assert after.total_requested == 1
 
 
+def test_what_is_rebuilt_is_published_too_where_a_destination_is_set(
+    fleet: Fleet, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing = replace(fleet, to="s3://models/prod")
+    workshop, unpublished = fleet.factory.workshop(), publishing.factory.unpublished(fleet.factory.graph())
+    found = due(workshop.graph(), workshop.store, unpublished=unpublished)
+    assert found == {PUBLICATION: Due(why=("publish/tiny: never published to s3://models/prod",), causes=UNPUBLISHED)}
+    assert evaluated(new_toolchain, publishing, instance)[0] == set()
+
+    monkeypatch.syspath_prepend(new_release(tmp_path / "site", "tensorrt-rtx-cu13-bindings", "99.1"))
+    assert evaluated(new_toolchain, publishing, instance)[0] == TRT | {PUBLICATION}
+
+
 def test_while_its_backfill_runs_a_sensor_does_not_launch_the_rest_of_it_again(
     fleet: Fleet, instance: dg.DagsterInstance
 ) -> None:
     fleet.prompt("question: ")
     cells, _, cursor = evaluated(new_model_revision, fleet, instance)
-    assert cells == set(fleet.cells())
+    assert cells == set(fleet.cells()) - {PUBLICATION}
     for cell in (("fp32_onnx", "tiny"), ("engine", CPU)):
         fleet.materialize(instance, cell)
         assert cell not in planned(fleet)
@@ -195,7 +216,7 @@ def test_a_build_that_failed_is_launched_again_only_for_another_revision(
     sound = config.read_text()
     config.write_text("{}")
     cells, _, cursor = evaluated(new_model_revision, fleet, instance)
-    assert cells == set(fleet.cells())
+    assert cells == set(fleet.cells()) - {PUBLICATION}
     export = (
         fleet.repository().get_implicit_global_asset_job_def().get_subset(asset_selection={dg.AssetKey("fp32_onnx")})
     )
@@ -205,7 +226,7 @@ def test_a_build_that_failed_is_launched_again_only_for_another_revision(
 
     config.write_text(sound)
     fleet.prompt("question: ")
-    assert evaluated(new_model_revision, fleet, instance, cursor)[0] == set(fleet.cells())
+    assert evaluated(new_model_revision, fleet, instance, cursor)[0] == set(fleet.cells()) - {PUBLICATION}
 
 
 def test_what_a_toolchains_backfill_makes_anew_is_no_new_model_revision(
@@ -215,7 +236,7 @@ def test_what_a_toolchains_backfill_makes_anew_is_no_new_model_revision(
     _, _, of_models = evaluated(new_model_revision, fleet, instance)
     monkeypatch.syspath_prepend(new_release(tmp_path / "site", "optimum-onnx", "99.1"))
     cells, _, of_toolchain = evaluated(new_toolchain, fleet, instance)
-    assert cells == set(fleet.cells())
+    assert cells == set(fleet.cells()) - {PUBLICATION}
     fleet.remake("export/tiny", "model.onnx")
     workshop = fleet.factory.workshop()
     assert due(workshop.graph(), workshop.store)["engine", CPU].causes == {Cause.MODEL}
@@ -263,18 +284,38 @@ def test_a_failure_that_may_pass_is_tried_again_and_one_that_says_why_is_not(
     assert times == 2
 
 
-def test_the_nightly_verification_finds_a_flipped_byte(fleet: Fleet, instance: dg.DagsterInstance) -> None:
-    resources = {"factory": fleet.factory}
-    assert verification.execute_in_process(instance=instance, resources=resources).success
-    (engine, *_) = sorted((fleet.folder / "dist" / "tiny" / "rootfs").rglob("*.onnx")) or sorted(
-        path for path in (fleet.folder / "dist" / "tiny" / "rootfs").rglob("*") if path.stat().st_size > 10_000
-    )
-    damaged = bytearray(engine.read_bytes())
-    damaged[100] ^= 1
-    engine.chmod(0o644)
-    engine.write_bytes(bytes(damaged))
-    result = verification.execute_in_process(instance=instance, resources=resources, raise_on_error=False)
-    assert not result.success
-    failure = result.failure_data_for_node("verify_published")
-    assert failure is not None
-    assert engine.name in str(failure.user_failure_data)
+def test_the_nightly_verification_reads_what_is_built_and_what_was_published(
+    fleet: Fleet, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    built = fleet.folder / "dist" / "tiny"
+
+    def verified() -> tuple[list[Any], str]:
+        """The releases that were looked at, and what is wrong."""
+        resources = {"factory": fleet.factory}
+        result = verification.execute_in_process(instance=instance, resources=resources, raise_on_error=False)
+        failure: Any = result.failure_data_for_node("verify_released")
+        if failure is None:
+            (done,) = (event for event in result.all_events if event.is_successful_output)
+            shown: Any = done.step_output_data.metadata["verified"]
+            return [record.data["release"] for record in shown.records], ""
+        said = failure.user_failure_data
+        return [record.data["release"] for record in said.metadata["verified"].records], said.description
+
+    with registry(tmp_path) as host:
+        to = Destination(to=f"oci://{host}/nightly/{{model}}")
+        assert verified() == ([str(built)], "")
+        reference = publication.publish(built, to, fleet.factory.workshop().store).reference
+        assert verified() == ([str(built), reference], "")
+
+        (engine, *_) = sorted((built / "rootfs").rglob("*"), key=lambda path: -path.stat().st_size)
+        blob = next(path for path in (tmp_path / "registry").rglob("data") if path.read_bytes() == engine.read_bytes())
+        for damaged in (engine, blob):
+            flipped = bytearray(damaged.read_bytes())
+            flipped[100] ^= 1
+            damaged.chmod(0o644)
+            damaged.write_bytes(bytes(flipped))
+        looked_at, failure = verified()
+        assert looked_at == [str(built), reference]
+        assert f"{built}: blobs/blake3/{engine.name}: hashes to" in failure
+        assert f"{reference}: blobs/blake3/{engine.name}: " in failure
+    assert f"{reference}: " in verified()[1]  # the registry is gone

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import dagster as dg
@@ -17,13 +17,17 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
+from pipelines import release_read
 from pipelines.errors import WorkerError
+from pipelines.lineage import Cell, Due, due
 from pipelines.matrix import Worker, load
 from pipelines.places import SERVES, queue_of, refusal, verify
-from pipelines.plan import states
+from pipelines.publication import Destination
+from pipelines.publish import publish
 from pipelines.sensors import CAUSE, WHY
 from tests.pipelines.fleets import CPU, H100, L40S, Fleet
 from tests.pipelines.services import ROOT, kill, postgres, redis, started, until
+from tests.serving.servers import registry
 
 COMPOSE = ROOT / "deploy" / "compose" / "dagster.yaml"
 HERE = Worker(cpu_arch="x86_64", cpu_features=frozenset(), compilers=frozenset({"tensorrt-rtx", "onnx"}))
@@ -177,12 +181,17 @@ def test_a_row_whose_worker_is_killed_is_built_again_and_the_manifest_is_the_one
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_a_new_revision_of_a_models_folder_is_rebuilt_without_a_hand(team: Team) -> None:
+def test_a_new_revision_of_a_models_folder_is_rebuilt_and_published_without_a_hand(team: Team) -> None:
+    team.fleet.edit("runtimes: [rtx, cpu]", "runtimes: []")
+    to = Destination(to=f"oci://{team.stack.enter_context(registry(team.fleet.folder))}/team/{{model}}:nightly")
+    team.environ |= {"ENGINERY_PUBLISH_TO": to.to, "ENGINERY_PUBLISH_REPLACE": "1"}
     before = by_command_line(team.fleet)
+    publish(team.fleet.folder / "dist" / "tiny", to.of("tiny"))
     team.fleet.prompt("question: ")
     team.worker("all", "--home", "--sku", "cpu-x86-64", "--sku", "l40s")
     team.daemon()
-    until("a new manifest", lambda: manifest(team.fleet) != before, 200, team.log("daemon"))
+    until("a new release", lambda: released(to.of("tiny")) != before, 200, team.log("daemon"))
+    assert released(to.of("tiny")) == manifest(team.fleet)
     (started_by,) = team.instance.get_backfills()
     assert started_by.tags[CAUSE] == "model"
     assert "export/tiny: params.source_digest changed" in started_by.tags[WHY]
@@ -190,12 +199,21 @@ def test_a_new_revision_of_a_models_folder_is_rebuilt_without_a_hand(team: Team)
         dg.AssetRecordsFilter(dg.AssetKey("model_revision"), asset_partitions=["tiny"]), limit=10
     ).records
     assert record.asset_observation is not None
-    until("everything that is due is built", lambda: not built_again(team.fleet), 60)
+    until("nothing is due", lambda: not still_due(replace(team.fleet, to=to.to)), 60)
+    event = team.instance.get_latest_materialization_event(dg.AssetKey("publication"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["reference"].value == to.of("tiny")
 
 
-def built_again(fleet: Fleet) -> set[str]:
+def released(reference: str) -> bytes:
+    return release_read.read(reference).release.manifest_bytes
+
+
+def still_due(fleet: Fleet) -> Mapping[Cell, Due]:
     workshop = fleet.factory.workshop()
-    return {name for name, state in states(workshop.graph(), workshop.store).items() if state.record is None}
+    graph = workshop.graph()
+    return due(graph, workshop.store, unpublished=fleet.factory.unpublished(graph))
 
 
 def test_a_worker_without_the_sku_it_is_to_serve_refuses_with_every_reason(tmp_path: Path, tiny_model: Path) -> None:
