@@ -83,7 +83,7 @@ def answers(parts: Sequence[Path], feeds: Feeds, scratch: Path) -> list[dict[str
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},  # they never leave this host
             )
         )
     try:

@@ -173,7 +173,8 @@ def test_a_profile_of_two_gpus_is_chosen_only_where_two_of_its_sku_are_free() ->
 
     def chosen(*gpus: Gpu) -> list[tuple[str, tuple[int, ...]]]:
         decisions = decide([one, two], replace(L40S, gpus=gpus))
-        return [(d.profile.name, d.gpus) for d in rank(decisions) if d.refusal is None]
+        gpus_of = {decision.profile.name: decision.gpus for decision in decisions}
+        return [(profile.name, gpus_of[profile.name]) for profile in rank(decisions)]
 
     both = chosen(a_gpu(0), a_gpu(1))
     assert both[0] == ("l40s__tp2", (0, 1))
