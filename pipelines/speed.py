@@ -18,7 +18,7 @@ from serving.profile import Precision, ShapeRange
 from serving.tasks.base import Item, Tower
 
 SATURATION_SHAPE, QUERY_SHAPE = (32, 128), (1, 20)
-SATURATION_ROUNDS, QUERY_ROUNDS, WARM_UP_ROUNDS = 9, 100, 2
+SATURATION_ROUNDS, QUERY_ROUNDS, WARM_UP_ROUNDS = 7, 100, 1
 
 
 @dataclass(frozen=True, kw_only=True)
