@@ -80,6 +80,7 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
         ("verdict", CPU): {Cause.ASKED},
         ("manifest", "tiny"): {Cause.ASKED},
         ("image", "tiny"): {Cause.ASKED},
+        ("publication", "tiny"): {Cause.ASKED},
     }
     store.write_record(record("again", store.current(made_of), store))
     assert states(planned, store)[STEP].record is not None
