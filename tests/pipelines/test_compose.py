@@ -26,13 +26,14 @@ FOLDER = ROOT / "deploy" / "compose"
 needs_compose = pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
 
 
-def config(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What docker-compose makes of the file and example.env, with these variables set."""
+def config(folder: Path, *over: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What docker-compose makes of the file, those laid over it, and example.env, with these variables set."""
     shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
     set_here = [f"{name}={value}" for name, value in variables.items()]
     (folder / ".env").write_text((FOLDER / "example.env").read_text() + "\n".join(set_here) + "\n")
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    command = ["docker-compose", "-f", str(folder / "compose.yaml"), "config"]
+    files = [word for name in ("compose.yaml", *over) for word in ("-f", str(folder / name))]
+    command = ["docker-compose", *files, "config"]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
 
 
@@ -54,6 +55,19 @@ def test_the_file_is_valid_and_every_process_shares_one_instance_and_one_store(t
         assert any(str(mount).split(":")[1] == "/srv/enginery" for mount in services[name]["volumes"])
         assert services[name]["environment"]["ENGINERY_STORE"] == "/srv/enginery/store"
     assert services["worker"]["environment"]["SKUS"] == "cpu-x86-64 l40s"
+
+
+@needs_compose
+def test_on_a_host_with_gpus_the_worker_gets_them_and_nothing_else_does(tmp_path: Path) -> None:
+    needed = {"ENGINERY_IMAGE": "factory:1", "ENGINERY_FOLDER": str(tmp_path), "POSTGRES_PASSWORD": "p"}
+    done = config(tmp_path, "gpu.yaml", **needed, S3_ACCESS_KEY="a", S3_SECRET_KEY="s", ENGINERY_SKUS="l40s")
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert services["worker"]["environment"]["SKUS"] == "l40s"
+    asked = {name: service["deploy"] for name, service in services.items() if "deploy" in service}
+    (device,) = asked.pop("worker")["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
+    assert not asked
 
 
 @needs_compose
