@@ -9,9 +9,7 @@ and sums stay in fp16.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import casts, external_data
+from pipelines.calibration import in_parallel, session
 from pipelines.errors import QuantizeError
 from serving.backends.base import Inputs
 from serving.profile import Precision
@@ -87,15 +86,13 @@ def activation_maxima(
     names = sorted({product.activation for product in found})
     path = folder / "calibrated.onnx"
     path.write_bytes(_with_maxima(light, names))
-    session = _session(path)
+    calibrated = session(path)
     outputs = [f"{name}/{figure}" for name in names for figure in ("max", "rows")]
 
     def run(batch: Inputs) -> NDArray[np.float64]:
-        return np.array([float(value) for value in session.run(outputs, dict(batch))]).reshape(len(names), 2)
+        return np.array([float(value) for value in calibrated.run(outputs, dict(batch))]).reshape(len(names), 2)
 
-    # Batches side by side, each on one thread: the same figures on any number of cores.
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        figures = np.array(list(pool.map(run, batches)))  # (batches, activations, 2)
+    figures = np.array(in_parallel(run, batches))  # (batches, activations, 2)
     path.unlink()
     if not np.isfinite(figures).all():
         raise QuantizeError("an activation of the fp32 graph is not finite on the calibration texts; use fp16")
@@ -185,17 +182,6 @@ def _with_maxima(light: Any, names: Sequence[str]) -> bytes:
         graph.output.append(helper.make_tensor_value_info(f"{name}/max", TensorProto.FLOAT, []))
         graph.output.append(helper.make_tensor_value_info(f"{name}/rows", TensorProto.INT64, []))
     return bytes(model.SerializeToString())
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    config = onnxruntime.SessionOptions()
-    config.log_severity_level = 3
-    config.intra_op_num_threads = config.inter_op_num_threads = 1
-    # Packed weights are a second copy of all of them.
-    config.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(path, config, providers=["CPUExecutionProvider"])
 
 
 def _attribute(node: Any, name: str) -> int:

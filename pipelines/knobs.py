@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.calibration import in_parallel, session
 from pipelines.outliers import Chain
 from serving.backends.base import Inputs
 
@@ -198,23 +197,6 @@ def joined(found: Sequence[Mapping[str, Range]]) -> dict[str, Range]:
         )
         for name in names
     }
-
-
-def in_parallel(function: Any, batches: Sequence[Inputs]) -> list[Any]:
-    """Batches side by side, each on one thread: the same figures on any number of cores."""
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(function, batches))
-
-
-def session(path: Path) -> Any:
-    import onnxruntime
-
-    config = onnxruntime.SessionOptions()
-    config.log_severity_level = 3
-    config.intra_op_num_threads = config.inter_op_num_threads = 1
-    # Packed weights are a second copy of all of them.
-    config.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(path, config, providers=["CPUExecutionProvider"])
 
 
 def _with_knobs(model: Any, groups: Sequence[Group]) -> bytes:

@@ -56,7 +56,14 @@ class Seen:
 
 
 def make(
-    engine: Engine, *, max_items: int = 8, max_cost: int = 1000, max_queue: int = 1000, observer: Seen | None = None
+    engine: Engine,
+    *,
+    max_items: int = 8,
+    max_cost: int = 1000,
+    max_queue: int = 1000,
+    num_streams: int = 1,
+    stepped: bool = False,
+    observer: Seen | None = None,
 ) -> Batcher[tuple[int, int], list[tuple[int, int]]]:
     return Batcher(
         prepare=list,
@@ -65,6 +72,8 @@ def make(
         max_batch_items=max_items,
         max_batch_cost=max_cost,
         max_queue_items=max_queue,
+        num_streams=num_streams,
+        stepped=stepped,
         observer=observer,
     )
 
@@ -132,15 +141,7 @@ def test_a_stepped_batch_is_the_largest_step_within_the_one_that_takes_any_numbe
 async def test_a_little_waits_for_more_only_beside_a_stream_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.batcher.GATHER_S", 20.0)
     engine = Engine()
-    batcher = Batcher(
-        prepare=lambda items: items,
-        run=engine.run,
-        cost=lambda item: item[1],
-        max_batch_items=16,
-        max_batch_cost=16 * MIN_SHARE,
-        max_queue_items=99,
-        num_streams=2,
-    )
+    batcher = make(engine, max_items=16, max_cost=16 * MIN_SHARE, num_streams=2)
     await asyncio.wait_for(batcher.submit([(0, 5)]), 5)  # nothing runs, nothing is waited for
     engine.open.clear()
     first = asyncio.create_task(batcher.submit([(1, 5)]))
@@ -158,15 +159,7 @@ async def test_a_little_waits_for_more_only_beside_a_stream_that_runs(monkeypatc
 
 async def test_an_engine_that_pays_for_each_shape_runs_batches_of_few_sizes_and_leaves_nothing_behind() -> None:
     engine = Engine()
-    batcher = Batcher(
-        prepare=lambda items: items,
-        run=engine.run,
-        cost=lambda item: item[1],
-        max_batch_items=16,
-        max_batch_cost=999,
-        max_queue_items=99,
-        stepped=True,
-    )
+    batcher = make(engine, max_items=16, stepped=True)
     answer = await batcher.submit([(n, 5) for n in range(11)])
     assert answer[:, 0].tolist() == list(range(11))
     assert [len(batch) for batch in engine.batches] == [8, 3]
