@@ -14,8 +14,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.forming import form
-from serving.tickets import Entry, Ticket, tell
+from serving.forming import form, in_turn
+from serving.gathering import Gathering
+from serving.tickets import Entry, Ticket, num_tickets, tell
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
 MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
-GATHER_S = 0.0003  # how long a little waits for more while another stream runs
+FEW_SHARE = 4  # less than this part of a largest batch is few: an idle engine may wait for more, and takes all
 WINDOW = 4  # batches' worth of items among which similar lengths are looked for
 
 
@@ -50,7 +51,7 @@ class Observer(Protocol):
 
 
 class Batcher(Generic[Item, Batch]):
-    """Submit items from one event loop; threads cut batches whenever the engine is free. An idle engine never waits.
+    """Submit items from one event loop; threads cut batches whenever the engine is free, or just after: see Gathering.
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
     runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
@@ -78,21 +79,26 @@ class Batcher(Generic[Item, Batch]):
         """
         self._prepare, self._run, self._cost, self._size = prepare, run, cost, size or cost
         self._max_items, self._max_cost, self._max_queue = max_batch_items, max_batch_cost, max_queue_items
-        self._stepped, self._observer = stepped, observer
+        self._observer = observer
         if observer is not None:
             observer.watch_queue(lambda: self._num_queued)
         self._lock = threading.RLock()
         self._may_be_cut = threading.Condition(self._lock)  # a thread with nothing to do waits for it
+        self._enough = threading.Condition(self._lock)  # the thread that gathers waits for it
         self._engine_free = threading.Condition(self._lock)  # a thread with a prepared batch waits for it
         self._tickets: deque[Ticket[Item]] = deque()  # with items waiting, oldest first
         self._turn = 0  # batches cut so far
         self._spent = {"oldest": 0, "next": 0}  # the cost of batches that began with the oldest, and with the next
         self._num_queued = self._queued_cost = 0
         self._num_taken = self._num_ended = 0  # tickets that were queued, and those whose calls are over
+        self._num_running = 0  # tickets with items in the engine
         self._num_streams = self._num_free = num_streams
         self._num_prepared = 0
         self._seconds_per_cost = 0.0
-        self._draining = self._stopped = self._gathering = False
+        self._draining = self._stopped = self._is_gathering = False
+        few = max_batch_cost // FEW_SHARE
+        self._stepped_above = few if stepped else None
+        self._gathering = Gathering(little=max_batch_cost // MIN_SHARE, few=few)
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{n}", daemon=True) for n in range(num_streams + 1)
         ]
@@ -136,7 +142,10 @@ class Batcher(Generic[Item, Batch]):
             self._tickets.append(ticket)
             self._count(len(entries), sum(entry.cost for entry in entries))
             self._num_taken += 1
-            if self._may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
+            if self._is_gathering:
+                if self._gathering.enough(len(self._tickets), self._queued_cost):
+                    self._enough.notify()
+            elif self._may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
                 self._may_be_cut.notify()
 
     async def answer(self, ticket: Ticket[Item]) -> NDArray[np.float32]:
@@ -163,12 +172,13 @@ class Batcher(Generic[Item, Batch]):
             for ticket in list(self._tickets):
                 self._fail(ticket, Draining("the server stopped before this request was run"))
             self._may_be_cut.notify_all()
+            self._enough.notify()
         return finished
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                self._may_be_cut.wait_for(lambda: self._stopped or (self._may_cut() and not self._gathering))
+                self._may_be_cut.wait_for(lambda: self._stopped or (self._may_cut() and not self._is_gathering))
                 self._gather()
                 if self._stopped:
                     return
@@ -185,12 +195,19 @@ class Batcher(Generic[Item, Batch]):
         return self._num_free > 0 or full
 
     def _gather(self) -> None:
-        """Wait for more when little waits beside a stream that runs: who got the last answers may ask again at once."""
-        little = self._max_cost // MIN_SHARE
-        if self._num_free < self._num_streams and self._queued_cost < little:
-            self._gathering = True
-            self._may_be_cut.wait_for(lambda: self._stopped or self._queued_cost >= little, GATHER_S)
-            self._gathering = False
+        """Wait for more where more is about to come."""
+
+        def waits() -> tuple[int, int]:
+            return len(self._tickets), self._queued_cost
+
+        now = time.monotonic()
+        until = self._gathering.begin(now, *waits(), idle=self._num_free == self._num_streams)
+        while until > now and not self._stopped:
+            self._is_gathering = True
+            self._enough.wait_for(lambda: self._stopped or self._gathering.enough(*waits()), until - now)
+            self._is_gathering = False
+            now = time.monotonic()
+            until = self._gathering.further(now, *waits())
 
     def _cut(self) -> list[Entry[Item]]:
         """Take the next batch out of the queue."""
@@ -200,18 +217,12 @@ class Batcher(Generic[Item, Batch]):
         head = min(self._spent, key=self._spent.__getitem__)
         if head == "next":
             tickets.sort(key=lambda ticket: ticket.served)  # stable: the oldest of those served least recently
-        tickets = tickets[:size]
-        window: list[Entry[Item]] = []
-        depth = 0
-        while tickets and len(window) < size:  # one item of each ticket in turn
-            window += [ticket.waiting[depth] for ticket in tickets]
-            depth += 1
-            tickets = [ticket for ticket in tickets if len(ticket.waiting) > depth]
+        window = in_turn([ticket.waiting for ticket in tickets[:size]], size)
         costs = [entry.cost for entry in window]
         # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
         share = -(-self._queued_cost // self._num_free) if self._num_free > 1 else self._max_cost
         max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
-        formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped=self._stepped)
+        formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped_above=self._stepped_above)
         chosen = [window[n] for n in formed]
         self._spent[head] += len(chosen) * max(entry.cost for entry in chosen)
         rows: dict[int, tuple[Ticket[Item], set[int]]] = {}
@@ -222,6 +233,7 @@ class Batcher(Generic[Item, Batch]):
             ticket.waiting = deque(entry for entry in ticket.waiting if entry.row not in taken)
         self._tickets = deque(ticket for ticket in self._tickets if ticket.waiting)
         self._count(-len(chosen), -sum(entry.cost for entry in chosen))
+        self._gathering.cut(len(self._tickets) + len(rows) + self._num_running)
         return chosen
 
     def _run_batch(self, entries: list[Entry[Item]]) -> None:
@@ -233,7 +245,7 @@ class Batcher(Generic[Item, Batch]):
                 output = self._run(batch)
             finally:  # before the rows are handed out: the next batch may run meanwhile
                 seconds = time.monotonic() - started
-                self._leave_engine()
+                self._leave_engine(entries)
             if output.ndim != 2 or len(output) != len(entries):
                 raise ValueError(f"the engine gave {output.shape} for a batch of {len(entries)} items")
         except Exception as error:
@@ -252,6 +264,7 @@ class Batcher(Generic[Item, Batch]):
             with self._lock:
                 self._engine_free.wait_for(lambda: self._num_free > 0)
                 self._num_free -= 1
+                self._num_running += num_tickets(entries)
             return batch
         finally:
             with self._lock:
@@ -259,8 +272,10 @@ class Batcher(Generic[Item, Batch]):
                 if self._may_cut():
                     self._may_be_cut.notify()
 
-    def _leave_engine(self) -> None:
+    def _leave_engine(self, entries: list[Entry[Item]]) -> None:
         with self._lock:
+            self._num_running -= num_tickets(entries)
+            self._gathering.ended(time.monotonic())
             self._num_free += 1
             if self._num_prepared:
                 self._engine_free.notify()

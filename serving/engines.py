@@ -34,7 +34,7 @@ def load_engines(
             small = max(map(len, data.values())) <= SMALL_ENGINE_BYTES
             contexts = Layout(num_streams=settings.num_streams or (2 if small else 1), num_threads=options.num_threads)
             return _load_all(profile.backend, data, _with(options, contexts)), contexts
-    remembered = _remembered_in(options.cache_dir, profile, options.num_threads)
+    remembered = _remembered_in(options.cache_dir, profile, options.num_threads, settings.performance_mode)
     known = _wanted(settings, options.num_threads) or layout.recall(remembered, options.num_threads)
     data = {tower: files.pop(name) for tower, name in names.items()}
     with phase("load"):
@@ -43,13 +43,13 @@ def load_engines(
         return engines, known
     with phase("layout"):  # of the tower that has most to compute; the others follow it
         main = max(spec.towers, key=lambda tower: len(data[tower.name]))
-        slowdown = float("inf") if settings.performance_mode == "throughput" else layout.MAX_SLOWDOWN
+        throughput_alone = settings.performance_mode == "throughput"
         chosen, engine = layout.choose(
             engines.pop(main.name),
             lambda other: backends.load(profile.backend, data[main.name], _with(options, other)),
             main,
             options.num_threads,
-            slowdown,
+            throughput_alone=throughput_alone,
         )
         if chosen.num_streams > 1:
             for tower in tuple(engines):
@@ -101,12 +101,12 @@ def _with(options: LoadOptions, chosen: Layout | None) -> LoadOptions:
     return options if chosen is None else replace(options, num_streams=chosen.num_streams)
 
 
-def _remembered_in(cache_dir: Path | None, profile: Profile, num_threads: int) -> Path | None:
-    """By engine, CPU and threads: what one machine measured says nothing of another that shares the cache."""
+def _remembered_in(cache_dir: Path | None, profile: Profile, num_threads: int, mode: str) -> Path | None:
+    """By engine, CPU, threads and mode: what one machine measured says nothing of another that shares the cache."""
     if cache_dir is None:
         return None
     checksums = sorted(file.checksum for file in profile.files)
-    key = "|".join([profile.backend, *checksums, str(num_threads), _cpu_model()])
+    key = "|".join([profile.backend, *checksums, str(num_threads), mode, _cpu_model()])
     return cache_dir / "layouts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

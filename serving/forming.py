@@ -1,18 +1,25 @@
-"""Choose which waiting items run together so that little is padded: one pure function."""
+"""Choose which waiting items run together so that little is padded: pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 MAX_PADDING = 0.15  # of a batch's padded cost; above it, two batches are cheaper than one
 
 
-def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int, stepped: bool = False) -> list[int]:
-    """Indices of the items to run with item `head`, which is always among them; stepped: as many as is_step allows.
+def form(
+    costs: Sequence[int], *, head: int, max_items: int, max_cost: int, stepped_above: int | None = None
+) -> list[int]:
+    """Indices of the items to run with item `head`, which is always among them.
 
     Every item of a batch is padded to its longest, so a batch of n items costs n x the largest. The batch grows from
     the head to its neighbours by length, the nearer first, while it stays within max_items, max_cost and MAX_PADDING.
     A small batch may be padded more: starting the engine costs more than what it pads.
+
+    stepped_above: a batch that leaves items, or costs more than this, holds as many as is_step allows.
     """
     order = sorted(range(len(costs)), key=costs.__getitem__)
     low = high = order.index(head)
@@ -29,7 +36,9 @@ def form(costs: Sequence[int], *, head: int, max_items: int, max_cost: int, step
             break
         real = total
         low, high = (low - 1, high) if downwards else (low, high + 1)
-        if not stepped or is_step(high - low + 1):
+        num_items = high - low + 1
+        whole = stepped_above is None or (num_items == len(order) and padded <= stepped_above)
+        if whole or is_step(num_items):
             chosen = low, high
     low, high = chosen
     return order[low : high + 1]
@@ -39,3 +48,14 @@ def is_step(num_items: int) -> bool:
     """1, 2, 3, 4, 6, 8, 12, 16, 24, …: batches of these sizes alone make few shapes, and no batch much smaller."""
     highest = 1 << (num_items.bit_length() - 1)
     return num_items in (highest, highest + highest // 2)
+
+
+def in_turn(queues: Sequence[Sequence[Item]], size: int) -> list[Item]:
+    """The first of each, then the second of each, and so on, until there are `size` or more."""
+    found: list[Item] = []
+    depth = 0
+    while queues and len(found) < size:
+        found += [waiting[depth] for waiting in queues]
+        depth += 1
+        queues = [waiting for waiting in queues if len(waiting) > depth]
+    return found

@@ -132,14 +132,14 @@ def test_a_stepped_batch_is_the_largest_step_within_the_one_that_takes_any_numbe
 ) -> None:
     head = data.draw(st.integers(0, len(costs) - 1))
     free = form(costs, head=head, max_items=64, max_cost=2048)
-    stepped = form(costs, head=head, max_items=64, max_cost=2048, stepped=True)
+    stepped = form(costs, head=head, max_items=64, max_cost=2048, stepped_above=0)
     assert head in stepped
     assert set(stepped) <= set(free)
     assert len(stepped) == max(n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n <= len(free))
 
 
-async def test_a_little_waits_for_more_only_beside_a_stream_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.batcher.GATHER_S", 20.0)
+async def test_a_little_waits_for_more_beside_a_stream_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.gathering.BESIDE_S", 20.0)
     engine = Engine()
     batcher = make(engine, max_items=16, max_cost=16 * MIN_SHARE, num_streams=2)
     await asyncio.wait_for(batcher.submit([(0, 5)]), 5)  # nothing runs, nothing is waited for
@@ -157,12 +157,52 @@ async def test_a_little_waits_for_more_only_beside_a_stream_that_runs(monkeypatc
     await batcher.drain(5)
 
 
+async def test_calls_just_answered_are_awaited_when_they_come_back_and_run_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.gathering.BACK_S", 20.0)
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_cost=1000)
+    first = asyncio.create_task(batcher.submit([(0, 5)]))
+    await until(lambda: engine.running)
+    calls = [asyncio.create_task(batcher.submit([(n, 5)])) for n in (1, 2, 3)]
+    await asyncio.sleep(0.02)
+    engine.open.set()
+    await asyncio.wait_for(asyncio.gather(first, *calls), 5)
+    assert [len(batch) for batch in engine.batches] == [1, 3]  # a lone call waits for nobody
+    back = [asyncio.create_task(batcher.submit([(4, 5)]))]
+    await asyncio.sleep(0.02)
+    assert len(engine.batches) == 2
+    back += [asyncio.create_task(batcher.submit([(n, 5)])) for n in (5, 6)]
+    await asyncio.wait_for(asyncio.gather(*back), 5)
+    assert [len(batch) for batch in engine.batches] == [1, 3, 3]
+    await batcher.drain(5)
+
+
+async def test_stopping_ends_a_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.gathering.BACK_S", 20.0)
+    engine = Engine()
+    batcher = make(engine)
+    await asyncio.gather(*(batcher.submit([(n, 5)]) for n in range(3)))
+    lone = asyncio.create_task(batcher.submit([(9, 5)]))
+    await asyncio.sleep(0.02)
+    await batcher.drain(0.05)
+    with pytest.raises(Draining):
+        await lone
+    for thread in threading.enumerate():
+        if thread.name.startswith("batcher-"):
+            thread.join(5)
+
+
 async def test_an_engine_that_pays_for_each_shape_runs_batches_of_few_sizes_and_leaves_nothing_behind() -> None:
     engine = Engine()
-    batcher = make(engine, max_items=16, stepped=True)
-    answer = await batcher.submit([(n, 5) for n in range(11)])
+    batcher = make(engine, max_items=16, max_cost=1000, stepped=True)
+    answer = await batcher.submit([(n, 30) for n in range(11)])
     assert answer[:, 0].tolist() == list(range(11))
     assert [len(batch) for batch in engine.batches] == [8, 3]
+    await batcher.submit([(n, 20) for n in range(11)])
+    assert [len(batch) for batch in engine.batches] == [8, 3, 11]  # few, and all that there is
     await batcher.drain(5)
 
 
