@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pipelines.bench.results import Cell, Check, Load, Results
 
 TIMES_THE_PEER = 3.0
@@ -19,12 +21,22 @@ AGAINST_PEER = (
     ("rerank-40", 1),
 )
 AT_SATURATION = (("query-20", 15), ("passage-300", 5), ("passage-512", 5), ("rerank-20", 5), ("mixed", 32))
-LOADS = frozenset(AGAINST_PEER + AT_SATURATION)  # these go through all rounds
 QUERY_FACTOR, QUERY_EXTRA_S = 1.3, 0.001
+LOADS = frozenset(AGAINST_PEER + AT_SATURATION)  # these go through all rounds
 
 
-def checks(results: Results, ours: str, same: dict[tuple[str, Load], Cell]) -> list[Check]:
-    """same: the engine alone with the batches that the server ran. What was not measured is not judged."""
+class Beside(NamedTuple):
+    """The server, and the engine alone with the batches that the server ran."""
+
+    ours: Cell
+    alone: Cell
+
+
+Same = dict[tuple[str, Load], Beside]
+
+
+def checks(results: Results, ours: str, same: Same) -> list[Check]:
+    """What was not measured is not judged."""
     found: list[Check] = []
     for scenario, concurrency in AGAINST_PEER:
         load = Load(concurrency=concurrency)
@@ -33,8 +45,9 @@ def checks(results: Results, ours: str, same: dict[tuple[str, Load], Cell]) -> l
             found += against_peer(cell, peer)
     for scenario, concurrency in AT_SATURATION:
         load = Load(concurrency=concurrency)
-        cell = results.cell(scenario, load, ours)
-        limit = same.get((scenario, load)) or results.limit_of(scenario, load)
+        beside = same.get((scenario, load))
+        cell = beside.ours if beside is not None else results.cell(scenario, load, ours)
+        limit = beside.alone if beside is not None else results.limit_of(scenario, load)
         if cell is not None and limit is not None:
             found.append(against_engine(cell, limit))
     alone = Load(concurrency=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ MIXED_BUDGETS = (512, 1024, 2048)  # tokens of a batch
 MIXED_ITEMS = 400
 MIXED_MULTIPLE = 16  # OpenVINO prepares kernels anew for each width
 TRY_S, ROUND_S = 0.25, 0.5
+LINE = re.compile(r"DEBUG batch of (\d+) x (\d+),")  # of the server's log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ def of_times(seconds: NDArray[np.float64], shape: Shape) -> Figures:
 def same_batch(cell: Cell, requests: Requests, *, max_items: int) -> Shape | None:
     """The batch that the server ran in this cell, as its metrics tell: of the mean size, of the scenario's length.
 
-    None for a mixed stream, whose batches differ, and where the server does not tell.
+    None for a mixed stream, whose batches differ (see batches_of), and where the server does not tell.
     """
     size = cell.inside.batch_items if cell.inside is not None else None
     if size is None or requests.scenario.kind == "mixed":
@@ -163,6 +165,12 @@ def same_batch(cell: Cell, requests: Requests, *, max_items: int) -> Shape | Non
     streams = round(cell.inside.engine_streams or 1) if cell.inside is not None else 1
     alone = cell.load.concurrency * requests.scenario.batch <= 1
     return uniform(max(1, min(round(size), max_items)), requests.longest, 1 if alone else streams)
+
+
+def batches_of(log: str, num_streams: int) -> Shape:
+    """The batches that a server has run, as its log at DEBUG tells them, padding included."""
+    batches = tuple((int(width),) * int(size) for size, width in LINE.findall(log))
+    return Shape(words=f"its own {len(batches)} batches", batches=batches, num_streams=num_streams)
 
 
 def take_turns(found: Sequence[Limit]) -> None:

@@ -70,14 +70,14 @@ def serving_environment(model_dir: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def enginery(model_dir: Path, log: Path, *, cache: Path | None = None) -> Iterator[Running]:
-    """This server from its folder. It writes no line per request, as the peer writes none.
+def enginery(model_dir: Path, log: Path, *, cache: Path | None = None, level: str = "WARNING") -> Iterator[Running]:
+    """This server from its folder. By default it writes no line per request, as the peer writes none.
 
     cache: where it keeps what its first start on a machine found out; beside the log when not given.
     """
     port = free_port()
     kept = (cache or log.parent / "cache").absolute()
-    environ = serving_environment(model_dir, port) | {"NIM_LOG_LEVEL": "WARNING", "NIM_CACHE_PATH": str(kept)}
+    environ = serving_environment(model_dir, port) | {"NIM_LOG_LEVEL": level, "NIM_CACHE_PATH": str(kept)}
     with started(serving_command(), port, "/v1/health/ready", log, environ) as running:
         yield running
 

@@ -110,6 +110,9 @@ def measure(given: argparse.Namespace) -> Results:
         chosen, trials = fleets.try_peers(fleet, requests, generator, say)
         cells, notes = turns.take(fleet, requests, chosen, generator, say, rounds=given.rounds, short=given.short)
         same = turns.same_batches(fleet, requests, cells)
+        for mixed in (r for r in requests if r.scenario.kind == "mixed" and not given.short):
+            load = Load(concurrency=max(mixed.scenario.concurrency))
+            same[mixed.scenario.name, load] = turns.own_batches(fleet, mixed, load, generator, logs=logs, cache=cache)
         memory = memory_table(at_rest, memory_of(fleet))
         null = generator_table(requests[0], generator, logs)
         described = fleets.described(fleet, chosen, peer_versions.get("infinity-emb", ""))
@@ -125,7 +128,7 @@ def measure(given: argparse.Namespace) -> Results:
         scenarios={found.scenario.name: scenarios.words(found) for found in requests},
         tables=(
             *trials,
-            turns.same_table(cells, same),
+            turns.same_table(same),
             start_and_size.start_table(starts, first),
             *special.tables,
             null,
@@ -146,6 +149,7 @@ def specials(embed: Built, corpus: Corpus, logs: Path) -> Special:
         overhead.run(on, rounds=3),
         padding.run(on, seconds=12.0),
         overload.run(on, seconds=120.0, times=4.0, scenario="query-20"),
+        overload.run(on, seconds=120.0, times=4.0, scenario="mixed"),
     )
     return special_runs.together(found)
 

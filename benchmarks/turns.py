@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
-from benchmarks import goals, limits
+from benchmarks import goals, limits, servers
 from benchmarks.fleet import OURS, Fleet
-from pipelines.bench import bounds, suite
+from benchmarks.goals import Beside, Same
+from pipelines.bench import bounds, figures, suite
+from pipelines.bench.endpoint import Endpoint
 from pipelines.bench.job import Generator
 from pipelines.bench.results import Cell, Load, Table
 from pipelines.bench.scenarios import Requests
@@ -21,8 +24,6 @@ SHORT_LOADS = {"query-20": (1, 7), "passage-300": (1, 3), "mixed": (32,), "reran
 OPEN_SCENARIOS, OPEN_SHARES, OPEN_ROUNDS, OPEN_S = ("query-20", "mixed"), (0.5, 0.8), 3, 4.0
 SAME_ROUNDS = 3
 OTHER_ROUNDS = 3  # of loads that no goal is about: half an hour is what all of it may take
-
-Same = dict[tuple[str, Load], Cell]
 
 
 def closed_loads(requests: Requests, *, short: bool) -> list[Load]:
@@ -111,8 +112,38 @@ def same_batches(fleet: Fleet, all_requests: Sequence[Requests], cells: Sequence
         limit = limits.Limit(scenario=cell.scenario, load=cell.load, engine=engine, shapes=[shape])
         for _ in range(SAME_ROUNDS):
             limit.take_turn({})
-        found[cell.scenario, cell.load] = limit.cell()
+        found[cell.scenario, cell.load] = Beside(ours=cell, alone=limit.cell())
     return found
+
+
+def own_batches(
+    fleet: Fleet, requests: Requests, load: Load, generator: Generator, *, logs: Path, cache: Path
+) -> Beside:
+    """A server that logs its batches, and in turn with it the engine alone with these very batches."""
+    built, log = fleet.built(requests), logs / "batches.log"
+    seconds = SECONDS[requests.scenario.kind]
+    with servers.enginery(built.folder, log, cache=cache, level="DEBUG") as running:
+        target = Target(name=OURS, endpoint=Endpoint(url=running.url, model=built.name), pid=running.pid)
+        wanted = Wanted(
+            target=target, requests=requests, load=load, seconds=seconds, num_requests=suite.fixed(requests)
+        )
+        suite.measure(generator, wanted, SAME_ROUNDS)  # kernels are prepared
+        ours: list[suite.Round] = []
+        limit = limits.Limit(scenario=requests.scenario.name, load=load, engine=fleet.engines[built.name], shapes=())
+        for number in range(SAME_ROUNDS):
+            written = log.stat().st_size
+            ours.append(suite.measure(generator, wanted, number))
+            streams = round(ours[-1].inside.engine_streams or 1)
+            limit.chosen = limits.batches_of(log.read_bytes()[written:].decode(), streams)
+            limit.take_turn({})
+    cell = Cell(
+        scenario=requests.scenario.name,
+        load=load,
+        server=OURS,
+        figures=figures.median([one.figures for one in ours]),
+        rounds=tuple(one.figures for one in ours),
+    )
+    return Beside(ours=cell, alone=limit.cell())
 
 
 def with_bounds(cells: Sequence[Cell], same: Same) -> list[Cell]:
@@ -121,22 +152,21 @@ def with_bounds(cells: Sequence[Cell], same: Same) -> list[Cell]:
 
     def said(cell: Cell) -> str:
         place = (cell.scenario, cell.load)
-        return bounds.bound(cell, alone.get(place), same.get(place))
+        beside = same.get(place)
+        return bounds.bound(cell, alone.get(place), beside.alone if beside is not None else None)
 
     return [msgspec.structs.replace(cell, bound=said(cell)) if cell.server == OURS else cell for cell in cells]
 
 
-def same_table(cells: Sequence[Cell], same: Same) -> Table:
+def same_table(same: Same) -> Table:
     rows = []
-    for cell in cells:
-        limit = same.get((cell.scenario, cell.load))
-        if cell.server == OURS and limit is not None:
-            ours, alone = cell.figures.items_per_s, limit.figures.items_per_s
-            words = (cell.scenario, cell.load.words, limit.shape)
-            rows.append((*words, f"{ours:.1f}", f"{alone:.1f}", f"{ours / alone:.0%}"))
+    for (scenario, load), beside in same.items():
+        ours, alone = beside.ours.figures.items_per_s, beside.alone.figures.items_per_s
+        rows.append((scenario, load.words, beside.alone.shape, f"{ours:.1f}", f"{alone:.1f}", f"{ours / alone:.0%}"))
     return Table(
         title="Over HTTP and the engine alone, with the same batches",
-        columns=("scenario", "load", "mean batch", "items/s over HTTP", "items/s alone", "share"),
+        columns=("scenario", "load", "batches", "items/s over HTTP", "items/s alone", "share"),
         rows=tuple(rows),
-        note="Batches of the mean size that the server's metrics tell, of the scenario's length, without padding.",
+        note="Batches of the mean size that the server's metrics tell, of the scenario's length, not padded; for mixed "
+        "texts the very batches that a server logged, padding included, in turn with it.",
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from serving.forming import form, in_turn
 from serving.gathering import Gathering
-from serving.tickets import Entry, Ticket, num_tickets, tell
+from serving.tickets import Draining, Entry, QueueFull, Ticket, num_tickets, tell
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +26,6 @@ Batch = TypeVar("Batch")
 MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
 FEW_SHARE = 4  # less than this part of a largest batch is few: an idle engine may wait for more, and takes all
 WINDOW = 4  # batches' worth of items among which similar lengths are looked for
-
-
-class QueueFull(Exception):
-    """More items wait than may; try again after retry_after_s."""
-
-    def __init__(self, *, num_queued: int, limit: int, retry_after_s: int) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(f"{num_queued} items wait, at most {limit} may; try again in {retry_after_s} s")
-
-
-class Draining(Exception):
-    """The batcher is shutting down and takes, or finishes, nothing more."""
 
 
 class Observer(Protocol):
@@ -289,6 +277,7 @@ class Batcher(Generic[Item, Batch]):
     def _observe(self, entries: list[Entry[Item]], started: float, seconds: float) -> None:
         costs = [entry.cost for entry in entries]
         padded = len(entries) * max(costs)
+        log.debug("batch of %d x %d, %.1f ms", len(entries), max(costs), 1e3 * seconds)
         recent = seconds / max(1, padded)
         self._seconds_per_cost = 0.8 * self._seconds_per_cost + 0.2 * recent if self._seconds_per_cost else recent
         if self._observer is not None:

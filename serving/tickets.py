@@ -1,4 +1,4 @@
-"""One call that waits for the engine: its items, its rows as they come, and how its answer reaches the event loop."""
+"""One call that waits for the engine: its items, its rows as they come, how its answer reaches the event loop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Item = TypeVar("Item")
+
+
+class QueueFull(Exception):
+    """More items wait than may; try again after retry_after_s."""
+
+    def __init__(self, *, num_queued: int, limit: int, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{num_queued} items wait, at most {limit} may; try again in {retry_after_s} s")
+
+
+class Draining(Exception):
+    """The batcher is shutting down and takes, or finishes, nothing more."""
 
 
 @dataclass(kw_only=True, eq=False, slots=True)

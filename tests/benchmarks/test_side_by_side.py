@@ -123,6 +123,16 @@ def test_the_batch_that_the_server_ran_is_read_from_its_metrics() -> None:
     assert limits.same_batch(cell, requests, max_items=64) is None
 
 
+def test_the_batches_of_a_mixed_stream_are_read_from_the_servers_log() -> None:
+    log = """2026-11-21 10:00:00,000 DEBUG batch of 3 x 48, 2.1 ms
+2026-11-21 10:00:00,001 INFO request note='batch of 9 x 9,'
+2026-11-21 10:00:00,002 DEBUG batch of 1 x 512, 12.0 ms
+"""
+    shape = limits.batches_of(log, 2)
+    assert shape.batches == ((48, 48, 48), (512,))
+    assert (shape.words, shape.num_items, shape.num_streams) == ("its own 2 batches", 4, 2)
+
+
 def test_goals_are_judged_against_the_best_peer_and_the_engine() -> None:
     found = goals.checks(results(*cells(figures(299, p99=0.021), figures(100), figures(400))), "enginery", {})
     assert [(check.passed, check.found) for check in found] == [
@@ -139,7 +149,8 @@ def test_at_saturation_the_engines_own_batches_are_the_measure() -> None:
     (share,) = goals.checks(made, "enginery", {})
     assert not share.passed
     same = Cell(scenario="query-20", load=Load(concurrency=15), server="engine alone", figures=figures(100))
-    (share,) = goals.checks(made, "enginery", {("query-20", Load(concurrency=15)): same})
+    beside = goals.Beside(ours=made.cells[0], alone=same)
+    (share,) = goals.checks(made, "enginery", {("query-20", Load(concurrency=15)): beside})
     assert share.passed
     assert share.found == "90% (90.0 of 100.0)"
 

@@ -41,7 +41,17 @@ def test_a_watch_reads_a_real_process() -> None:
 
 def overloaded(status: list[int], took: list[float]) -> special.Special:
     found = outcome([0] * len(status), status, took, wall_s=1.0)
-    return overload.judged(found, watch([MIB] * 30), capacity=10.0, rate=40.0, seconds=1.0, after=10.0)
+    return overload.judged(
+        found,
+        watch([MIB] * 30),
+        scenario="mixed",
+        tokens=[7],
+        capacity=10.0,
+        capacity_tokens=70.0,
+        rate=40.0,
+        seconds=1.0,
+        after=10.0,
+    )
 
 
 def test_an_overload_with_quick_refusals_and_full_goodput_passes() -> None:
@@ -61,7 +71,7 @@ def test_an_overload_with_quick_refusals_and_full_goodput_passes() -> None:
     ],
 )
 def test_an_overload_that_goes_wrong_fails(status: list[int], took: list[float], fails: str) -> None:
-    assert [c.name for c in overloaded(status, took).checks if not c.passed] == [f"overload: {fails}"]
+    assert [c.name for c in overloaded(status, took).checks if not c.passed] == [f"overload, mixed: {fails}"]
 
 
 def test_a_fifo_pads_what_sorting_does_not() -> None:

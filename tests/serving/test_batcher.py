@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.batcher import MIN_SHARE, Batcher, Draining, QueueFull
+from serving.batcher import MIN_SHARE, Batcher
 from serving.forming import MAX_PADDING, form
-from serving.tickets import Ticket
+from serving.tickets import Draining, QueueFull, Ticket
 
 Vectors = NDArray[np.float32]
 
