@@ -149,7 +149,7 @@ def specials(embed: Built, corpus: Corpus, logs: Path) -> Special:
         overhead.run(on, rounds=3),
         padding.run(on, seconds=12.0),
         overload.run(on, seconds=120.0, times=4.0, scenario="query-20"),
-        overload.run(on, seconds=120.0, times=4.0, scenario="mixed"),
+        overload.run(on, seconds=60.0, times=4.0, scenario="mixed"),
     )
     return special_runs.together(found)
 
