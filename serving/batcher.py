@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -205,7 +206,9 @@ class Batcher(Generic[Item, Batch]):
         head = min(self._spent, key=self._spent.__getitem__)
         if head == "next":
             tickets.sort(key=lambda ticket: ticket.served)  # stable: the oldest of those served least recently
-        window = in_turn([ticket.waiting for ticket in tickets[:size]], size)
+            window = in_turn([ticket.waiting for ticket in tickets[:size]], size)
+        else:  # the oldest to their ends: calls that are all half done would all be late
+            window = list(islice(chain.from_iterable(ticket.waiting for ticket in tickets), size))
         costs = [entry.cost for entry in window]
         # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
         share = -(-self._queued_cost // self._num_free) if self._num_free > 1 else self._max_cost

@@ -405,3 +405,18 @@ async def test_a_ticket_that_was_left_before_its_items_came_is_never_queued() ->
     batcher.put(ticket, [(1, 5)])
     assert await batcher.drain(5)
     assert engine.batches == []
+
+
+async def test_in_a_deep_queue_the_oldest_call_is_not_served_as_slowly_as_all() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=4)
+    first = asyncio.create_task(batcher.submit([(0, 5)]))
+    await until(lambda: engine.running)
+    calls = [asyncio.create_task(batcher.submit([(10 * n + i, 5) for i in range(8)])) for n in range(1, 7)]
+    await asyncio.sleep(0.02)
+    engine.open.set()
+    await asyncio.gather(first, *calls)
+    of_oldest = [n for n, batch in enumerate(engine.batches) if any(10 <= number < 20 for number, _ in batch)]
+    assert of_oldest[-1] <= 5, engine.batches  # the eighth when each call had one item in turn
+    await batcher.drain(5)
