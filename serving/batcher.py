@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
 MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
-FEW_SHARE = 4  # less than this part of a largest batch is few: an idle engine may wait for more, and takes all
+FEW_SHARE = 2  # less than this part of a largest batch is few: an idle engine may wait for more, and takes all
 WINDOW = 4  # batches' worth of items among which similar lengths are looked for
 
 
@@ -203,9 +203,12 @@ class Batcher(Generic[Item, Batch]):
         self._turn += 1
         size = WINDOW * self._max_items
         tickets = list(self._tickets)
-        head = min(self._spent, key=self._spent.__getitem__)
+        ahead = self._spent["next"] - self._spent["oldest"]
+        new = any(not ticket.served for ticket in tickets)  # half of the time over a while: a new call need not be late
+        head = "next" if ahead <= (self._max_cost if new else 0) else "oldest"
         if head == "next":
-            tickets.sort(key=lambda ticket: ticket.served)  # stable: the oldest of those served least recently
+            # Of those served least recently the smallest, of these the oldest: sorting is stable.
+            tickets.sort(key=lambda ticket: (ticket.served, len(ticket.waiting)))
             window = in_turn([ticket.waiting for ticket in tickets[:size]], size)
         else:  # the oldest to their ends: calls that are all half done would all be late
             window = list(islice(chain.from_iterable(ticket.waiting for ticket in tickets), size))

@@ -49,7 +49,7 @@ def choose(
     """The layout with the most throughput that is worth what a lone text pays for it, and the engine loaded with it.
 
     engine: loaded with one stream; it is closed when another layout is chosen. Streams are doubled for as long as that
-    pays: throughput grows at least by the root of what a lone text is slowed by, unless throughput alone counts. A
+    pays: throughput grows at least as much as a lone text is slowed, unless throughput alone counts. A
     little throughput for much latency is a bad exchange: few servers are saturated all the time, and where several
     clients ask at once, one batch of all their texts on all cores is answered sooner than two on half of them. Raises
     what load and the engine raise.
@@ -69,7 +69,7 @@ def choose(
             )
         quickest = min(quickest, now.alone_s)
         gain, slowdown = then.items_per_s / now.items_per_s, then.alone_s / now.alone_s
-        too_slow = slowdown > gain**2 or then.alone_s > MAX_SLOWDOWN * quickest
+        too_slow = slowdown > gain or then.alone_s > MAX_SLOWDOWN * quickest
         if gain <= 1 or (too_slow and not throughput_alone):
             other.close()
             break

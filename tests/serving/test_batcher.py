@@ -198,7 +198,7 @@ async def test_stopping_ends_a_wait_for_more(monkeypatch: pytest.MonkeyPatch) ->
 async def test_an_engine_that_pays_for_each_shape_runs_batches_of_few_sizes_and_leaves_nothing_behind() -> None:
     engine = Engine()
     batcher = make(engine, max_items=16, max_cost=1000, stepped=True)
-    answer = await batcher.submit([(n, 30) for n in range(11)])
+    answer = await batcher.submit([(n, 60) for n in range(11)])
     assert answer[:, 0].tolist() == list(range(11))
     assert [len(batch) for batch in engine.batches] == [8, 3]
     await batcher.submit([(n, 20) for n in range(11)])
@@ -419,4 +419,19 @@ async def test_in_a_deep_queue_the_oldest_call_is_not_served_as_slowly_as_all() 
     await asyncio.gather(first, *calls)
     of_oldest = [n for n, batch in enumerate(engine.batches) if any(10 <= number < 20 for number, _ in batch)]
     assert of_oldest[-1] <= 5, engine.batches  # the eighth when each call had one item in turn
+    await batcher.drain(5)
+
+
+async def test_a_new_small_call_goes_before_the_next_batch_of_large_ones() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, max_items=4)
+    large = [asyncio.create_task(batcher.submit([(100 * n + i, 5) for i in range(40)])) for n in (1, 2)]
+    await until(lambda: engine.running)
+    small = asyncio.create_task(batcher.submit([(1, 5)]))
+    await asyncio.sleep(0.02)
+    engine.open.set()
+    await asyncio.gather(small, *large)
+    mine = next(n for n, batch in enumerate(engine.batches) if (1, 5) in batch)
+    assert mine <= 2  # behind the one that ran and the one that was prepared
     await batcher.drain(5)
