@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # More tokens in one batch make nothing faster, only later: a CPU is busy with few, a GPU wants more.
 MAX_BATCH_TOKENS_CPU, MAX_BATCH_TOKENS_GPU = 1024, 16384
+MIN_BATCH_TOKENS, ALL_BATCH_TOKENS = 512, 2048  # of one of many streams, and of all that a CPU has
 # OpenVINO prepares its kernels anew for each shape: rounding T up takes a little off the time per token of mixed
 # batches. ONNX Runtime only loses by it. TensorRT for RTX compiles kernels and captures a CUDA graph for each shape.
 WIDTH_MULTIPLES = {"openvino": 4, "tensorrt-rtx": 8}
@@ -164,7 +165,9 @@ def _lane(tower: Tower, engine: Backend, layout: Layout, settings: Settings, met
         infer=engine.infer,
         multiple=WIDTH_MULTIPLES.get(engine.name, 1),
         max_batch_items=settings.max_batch_size or tower.max_batch,
-        max_batch_cost=MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS_CPU,
+        max_batch_cost=MAX_BATCH_TOKENS_GPU
+        if on_gpu
+        else min(MAX_BATCH_TOKENS_CPU, max(MIN_BATCH_TOKENS, ALL_BATCH_TOKENS // layout.num_streams)),
         max_queue_items=settings.max_queue_size,
         num_streams=layout.num_streams,
         observer=metrics.lane(tower.name),

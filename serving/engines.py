@@ -43,13 +43,13 @@ def load_engines(
         return engines, known
     with phase("layout"):  # of the tower that has most to compute; the others follow it
         main = max(spec.towers, key=lambda tower: len(data[tower.name]))
-        throughput_alone = settings.performance_mode == "throughput"
+        slowdown = float("inf") if settings.performance_mode == "throughput" else layout.MAX_SLOWDOWN
         chosen, engine = layout.choose(
             engines.pop(main.name),
             lambda other: backends.load(profile.backend, data[main.name], _with(options, other)),
             main,
             options.num_threads,
-            throughput_alone=throughput_alone,
+            slowdown,
         )
         if chosen.num_streams > 1:
             for tower in tuple(engines):

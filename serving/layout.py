@@ -44,15 +44,12 @@ Load = Callable[[Layout], Backend]
 
 
 def choose(
-    engine: Backend, load: Load, tower: Tower, num_threads: int, *, throughput_alone: bool = False
+    engine: Backend, load: Load, tower: Tower, num_threads: int, max_slowdown: float = MAX_SLOWDOWN
 ) -> tuple[Layout, Backend]:
-    """The layout with the most throughput that is worth what a lone text pays for it, and the engine loaded with it.
+    """The layout with the most throughput of those that keep a lone text quick, and the engine loaded with it.
 
     engine: loaded with one stream; it is closed when another layout is chosen. Streams are doubled for as long as that
-    pays: throughput grows at least as much as a lone text is slowed, unless throughput alone counts. A
-    little throughput for much latency is a bad exchange: few servers are saturated all the time, and where several
-    clients ask at once, one batch of all their texts on all cores is answered sooner than two on half of them. Raises
-    what load and the engine raise.
+    pays. Raises what load and the engine raise.
     """
     best_layout, best = Layout(num_streams=1, num_threads=num_threads), engine
     if num_threads == 1 or alone(best, tower) > HEAVY_S:
@@ -68,9 +65,7 @@ def choose(
                 *(shown.num_streams, shown.num_threads, figures.alone_s * 1e3, figures.items_per_s),
             )
         quickest = min(quickest, now.alone_s)
-        gain, slowdown = then.items_per_s / now.items_per_s, then.alone_s / now.alone_s
-        too_slow = slowdown > gain or then.alone_s > MAX_SLOWDOWN * quickest
-        if gain <= 1 or (too_slow and not throughput_alone):
+        if then.items_per_s <= now.items_per_s or then.alone_s > max_slowdown * quickest:
             other.close()
             break
         best.close()

@@ -46,9 +46,7 @@ class Engine:
         self.closed = True
 
 
-def chosen(
-    seconds: Mapping[int, float], num_threads: int, *, throughput_alone: bool = False
-) -> tuple[int, list[int], list[int]]:
+def chosen(seconds: Mapping[int, float], num_threads: int) -> tuple[int, list[int], list[int]]:
     """Streams chosen, those loaded, and those left open, of engines that take so long with so many streams."""
     engines = {n: Engine(n, s) for n, s in seconds.items()}
     loaded = []
@@ -58,7 +56,7 @@ def chosen(
         assert layout.num_threads == num_threads
         return engines[layout.num_streams]
 
-    layout, engine = choose(engines[1], load, TOWER, num_threads, throughput_alone=throughput_alone)
+    layout, engine = choose(engines[1], load, TOWER, num_threads)
     assert engine is engines[layout.num_streams]
     return layout.num_streams, loaded, [n for n, e in engines.items() if not e.closed and n in (1, *loaded)]
 
@@ -69,12 +67,6 @@ def test_streams_are_doubled_while_that_pays_and_what_is_not_used_is_closed() ->
 
 def test_a_layout_that_makes_a_lone_text_slow_is_not_chosen_for_its_throughput() -> None:
     assert chosen({1: 0.004, 2: 0.005, 4: 0.012, 8: 0.02}, 8) == (2, [2, 4], [2])
-
-
-def test_a_little_throughput_is_not_bought_with_much_latency_unless_it_alone_counts() -> None:
-    seconds = {1: 0.01, 2: 0.016}  # 1.25 times the throughput, and 1.6 times as long for a text alone
-    assert chosen(seconds, 2) == (1, [2], [1])
-    assert chosen(seconds, 2, throughput_alone=True) == (2, [2], [2])
 
 
 @pytest.mark.parametrize(("seconds", "num_threads"), [(0.002, 1), (0.05, 8), (0.002, 3)])
