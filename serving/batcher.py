@@ -9,15 +9,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.forming import form, in_turn
+from serving.forming import form
 from serving.gathering import Gathering
 from serving.tickets import Draining, Entry, QueueFull, Ticket, num_tickets, tell
+from serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ class Batcher(Generic[Item, Batch]):
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
     runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
-    Half of the engine's time goes to batches that start from the oldest request, half to those that start from the one
-    served least recently: a large request neither starves nor blocks small ones.
+    Which calls it cuts from: see Turns.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Batcher(Generic[Item, Batch]):
         self._engine_free = threading.Condition(self._lock)  # a thread with a prepared batch waits for it
         self._tickets: deque[Ticket[Item]] = deque()  # with items waiting, oldest first
         self._turn = 0  # batches cut so far
-        self._spent = {"oldest": 0, "next": 0}  # the cost of batches that began with the oldest, and with the next
+        self._turns = Turns[Item](max_cost=max_batch_cost)
         self._num_queued = self._queued_cost = 0
         self._num_taken = self._num_ended = 0  # tickets that were queued, and those whose calls are over
         self._num_running = 0  # tickets with items in the engine
@@ -201,24 +200,14 @@ class Batcher(Generic[Item, Batch]):
     def _cut(self) -> list[Entry[Item]]:
         """Take the next batch out of the queue."""
         self._turn += 1
-        size = WINDOW * self._max_items
-        tickets = list(self._tickets)
-        ahead = self._spent["next"] - self._spent["oldest"]
-        new = any(not ticket.served for ticket in tickets)  # half of the time over a while: a new call need not be late
-        head = "next" if ahead <= (self._max_cost if new else 0) else "oldest"
-        if head == "next":
-            # Of those served least recently the smallest, of these the oldest: sorting is stable.
-            tickets.sort(key=lambda ticket: (ticket.served, len(ticket.waiting)))
-            window = in_turn([ticket.waiting for ticket in tickets[:size]], size)
-        else:  # the oldest to their ends: calls that are all half done would all be late
-            window = list(islice(chain.from_iterable(ticket.waiting for ticket in tickets), size))
+        window = self._turns.window(self._tickets, WINDOW * self._max_items)
         costs = [entry.cost for entry in window]
         # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
         share = -(-self._queued_cost // self._num_free) if self._num_free > 1 else self._max_cost
         max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
         formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped_above=self._stepped_above)
         chosen = [window[n] for n in formed]
-        self._spent[head] += len(chosen) * max(entry.cost for entry in chosen)
+        self._turns.spend(len(chosen) * max(entry.cost for entry in chosen))
         rows: dict[int, tuple[Ticket[Item], set[int]]] = {}
         for entry in chosen:
             rows.setdefault(id(entry.ticket), (entry.ticket, set()))[1].add(entry.row)
@@ -239,7 +228,7 @@ class Batcher(Generic[Item, Batch]):
                 output = self._run(batch)
             finally:  # before the rows are handed out: the next batch may run meanwhile
                 seconds = time.monotonic() - started
-                self._leave_engine(entries)
+                self._leave_engine(entries, seconds)
             if output.ndim != 2 or len(output) != len(entries):
                 raise ValueError(f"the engine gave {output.shape} for a batch of {len(entries)} items")
         except Exception as error:
@@ -266,10 +255,10 @@ class Batcher(Generic[Item, Batch]):
                 if self._may_cut():
                     self._may_be_cut.notify()
 
-    def _leave_engine(self, entries: list[Entry[Item]]) -> None:
+    def _leave_engine(self, entries: list[Entry[Item]], seconds: float) -> None:
         with self._lock:
             self._num_running -= num_tickets(entries)
-            self._gathering.ended(time.monotonic())
+            self._gathering.ended(time.monotonic(), seconds)
             self._num_free += 1
             if self._num_prepared:
                 self._engine_free.notify()

@@ -1,11 +1,8 @@
-"""Choose which waiting items run together so that little is padded: pure functions."""
+"""Choose which waiting items run together so that little is padded: one pure function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
-
-Item = TypeVar("Item")
 
 MAX_PADDING = 0.15  # of a batch's padded cost; above it, two batches are cheaper than one
 
@@ -48,14 +45,3 @@ def is_step(num_items: int) -> bool:
     """1, 2, 3, 4, 6, 8, 12, 16, 24, …: batches of these sizes alone make few shapes, and no batch much smaller."""
     highest = 1 << (num_items.bit_length() - 1)
     return num_items in (highest, highest + highest // 2)
-
-
-def in_turn(queues: Sequence[Sequence[Item]], size: int) -> list[Item]:
-    """The first of each, then the second of each, and so on, until there are `size` or more."""
-    found: list[Item] = []
-    depth = 0
-    while queues and len(found) < size:
-        found += [waiting[depth] for waiting in queues]
-        depth += 1
-        queues = [waiting for waiting in queues if len(waiting) > depth]
-    return found

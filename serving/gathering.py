@@ -14,14 +14,15 @@ class Gathering:
 
     A client that asks again as soon as it is answered is back within two milliseconds. Were the first of several run
     alone, the others would wait for it, and then run in a batch without it. Clients that come at random are not back:
-    where waiting has not been worth it, it is only tried from time to time.
+    where waiting has not been worth it, it is only tried from time to time. An engine that runs a batch in less time
+    than clients need to be back does not wait.
     """
 
     def __init__(self, *, little: int, few: int) -> None:
         """Costs: less than little waits for more beside a stream that runs, less than few when none runs."""
         self._little, self._few = little, few
         self._expected = 0  # calls under way when the last batch was cut
-        self._ended = float("-inf")  # when the last batch had run
+        self._ended, self._took_s = float("-inf"), 0.0  # when the last batch had run, and how long
         self._worth = 1.0  # of the calls waited for, the share that came, lately
         self._num_skipped = 0
         self._wanted_calls, self._wanted_cost = 0.0, 0
@@ -31,9 +32,9 @@ class Gathering:
         """A batch was cut while so many calls waited or ran, its own included."""
         self._expected = num_calls
 
-    def ended(self, now: float) -> None:
-        """A batch has run."""
-        self._ended = now
+    def ended(self, now: float, seconds: float) -> None:
+        """A batch has run, so long."""
+        self._ended, self._took_s = now, seconds
 
     def begin(self, now: float, num_calls: int, cost: int, *, idle: bool) -> float:
         """Until when to wait with so many calls waiting; enough() may end it sooner. No later than now: not at all."""
@@ -42,7 +43,7 @@ class Gathering:
             self._wanted_calls, self._wanted_cost = float("inf"), self._little
             return now + BESIDE_S if cost < self._little else now
         self._wanted_calls, self._wanted_cost = self._expected, self._few
-        if self.enough(num_calls, cost) or now > self._ended + ALL_S:
+        if self.enough(num_calls, cost) or now > self._ended + ALL_S or self._took_s < BACK_S:
             return now
         if self._worth < WORTH:
             self._num_skipped += 1

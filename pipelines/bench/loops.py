@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from typing import Any
@@ -24,7 +25,7 @@ RECONNECT_S = 0.02  # a server that ends connections at once must not be asked i
 monotonic = time.monotonic
 
 
-class Run:
+class Run(ABC):
     """One job under way: what is common to both loops."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
@@ -76,9 +77,9 @@ class Run:
         if len(self.notes) < MAX_NOTES:
             self.notes.append(text)
 
+    @abstractmethod
     def idle(self, connection: Connection) -> None:
         """A connection can take a request."""
-        raise NotImplementedError
 
     def lost(self, connection: Connection, why: str) -> None:
         """A connection ended; the request it carried has no answer."""

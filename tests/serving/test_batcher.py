@@ -28,6 +28,7 @@ class Engine:
         self.open = threading.Event()
         self.open.set()
         self.running = 0
+        self.takes_s = 0.0
         self.most_running = 0
 
     def run(self, batch: list[tuple[int, int]]) -> Vectors:
@@ -35,6 +36,7 @@ class Engine:
         self.most_running = max(self.most_running, self.running)
         self.batches.append(batch)
         self.open.wait(10)
+        time.sleep(self.takes_s)
         self.running -= 1
         if any(number < 0 for number, _ in batch):
             raise RuntimeError("engine broke")
@@ -160,8 +162,10 @@ async def test_a_little_waits_for_more_beside_a_stream_that_runs(monkeypatch: py
 async def test_calls_just_answered_are_awaited_when_they_come_back_and_run_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.gathering.BACK_S", 20.0)
+    monkeypatch.setattr("serving.gathering.NEXT_S", 20.0)
+    monkeypatch.setattr("serving.gathering.ALL_S", 20.0)
     engine = Engine()
+    engine.takes_s = 0.003  # longer than clients need to be back
     engine.open.clear()
     batcher = make(engine, max_cost=1000)
     first = asyncio.create_task(batcher.submit([(0, 5)]))
@@ -181,8 +185,10 @@ async def test_calls_just_answered_are_awaited_when_they_come_back_and_run_toget
 
 
 async def test_stopping_ends_a_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.gathering.BACK_S", 20.0)
+    monkeypatch.setattr("serving.gathering.NEXT_S", 20.0)
+    monkeypatch.setattr("serving.gathering.ALL_S", 20.0)
     engine = Engine()
+    engine.takes_s = 0.003  # longer than clients need to be back
     batcher = make(engine)
     await asyncio.gather(*(batcher.submit([(n, 5)]) for n in range(3)))
     lone = asyncio.create_task(batcher.submit([(9, 5)]))
@@ -190,9 +196,9 @@ async def test_stopping_ends_a_wait_for_more(monkeypatch: pytest.MonkeyPatch) ->
     await batcher.drain(0.05)
     with pytest.raises(Draining):
         await lone
-    for thread in threading.enumerate():
-        if thread.name.startswith("batcher-"):
-            thread.join(5)
+    for thread in batcher._threads:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 async def test_an_engine_that_pays_for_each_shape_runs_batches_of_few_sizes_and_leaves_nothing_behind() -> None:
@@ -419,19 +425,4 @@ async def test_in_a_deep_queue_the_oldest_call_is_not_served_as_slowly_as_all() 
     await asyncio.gather(first, *calls)
     of_oldest = [n for n, batch in enumerate(engine.batches) if any(10 <= number < 20 for number, _ in batch)]
     assert of_oldest[-1] <= 5, engine.batches  # the eighth when each call had one item in turn
-    await batcher.drain(5)
-
-
-async def test_a_new_small_call_goes_before_the_next_batch_of_large_ones() -> None:
-    engine = Engine()
-    engine.open.clear()
-    batcher = make(engine, max_items=4)
-    large = [asyncio.create_task(batcher.submit([(100 * n + i, 5) for i in range(40)])) for n in (1, 2)]
-    await until(lambda: engine.running)
-    small = asyncio.create_task(batcher.submit([(1, 5)]))
-    await asyncio.sleep(0.02)
-    engine.open.set()
-    await asyncio.gather(small, *large)
-    mine = next(n for n, batch in enumerate(engine.batches) if (1, 5) in batch)
-    assert mine <= 2  # behind the one that ran and the one that was prepared
     await batcher.drain(5)

@@ -7,11 +7,11 @@ from serving.gathering import ALL_S, BACK_S, BESIDE_S, NEXT_S, TRY_EVERY, Gather
 LITTLE, FEW = 64, 512
 
 
-def answered(num_calls: int, now: float = 0.0) -> Gathering:
+def answered(num_calls: int, now: float = 0.0, seconds: float = 0.01) -> Gathering:
     """After a batch of so many calls."""
     gathering = Gathering(little=LITTLE, few=FEW)
     gathering.cut(num_calls)
-    gathering.ended(now)
+    gathering.ended(now, seconds)
     return gathering
 
 
@@ -35,6 +35,11 @@ def test_an_idle_engine_waits_for_as_many_calls_as_were_answered_and_only_just_a
     assert gathering.begin(1.0, 1, FEW, idle=True) == 1.0  # enough to do without them
     late = 1.0 + ALL_S + 0.001
     assert gathering.begin(late, 1, 20, idle=True) == late
+
+
+def test_an_engine_that_is_faster_than_its_clients_does_not_wait() -> None:
+    assert answered(3, seconds=BACK_S).begin(0.0, 1, 20, idle=True) > 0
+    assert answered(3, seconds=0.9 * BACK_S).begin(0.0, 1, 20, idle=True) == 0.0
 
 
 def test_a_lone_call_never_waits_nor_the_first_after_a_start() -> None:
