@@ -166,6 +166,18 @@ def test_an_open_load_sends_what_is_due_whatever_the_server_does(generator: Gene
     assert arrays.took.min() >= 0.3
 
 
+def test_of_many_requests_a_second_those_that_are_due_are_sent_together(
+    generator: Generator, queries: Requests
+) -> None:
+    with server.serve() as nim:
+        outcome = generator.run(endpoint(nim).job(queries, mode="constant", rate=4000, seconds=0.2, concurrency=64))
+    arrays = Arrays(outcome)
+    assert len(arrays.which) == 800
+    assert arrays.lag.min() >= 0
+    pauses = np.diff(np.sort(arrays.began + arrays.lag))
+    assert (pauses > 0.0006).sum() >= 50  # one at a time they would be 0.25 ms apart
+
+
 def test_waiting_to_be_sent_counts_as_latency(generator: Generator, queries: Requests) -> None:
     with server.serve(delay_s=0.1) as nim:
         job = endpoint(nim).job(queries, mode="constant", rate=50, seconds=0.4, concurrency=1, max_connections=1)
