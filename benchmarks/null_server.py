@@ -24,12 +24,13 @@ class NullEngine:
     """Answers at once: the same unit vector for every item."""
 
     name = "null"
+    lends_all = False
     input_names = ("input_ids", "attention_mask", "token_type_ids")
 
     def __init__(self, dimension: int) -> None:
         self._row = np.full(dimension, dimension**-0.5, dtype=np.float32)
 
-    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+    def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
         return np.tile(self._row, (len(inputs["input_ids"]), 1))
 
     def realized_precision(self) -> Mapping[str, float]:

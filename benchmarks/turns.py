@@ -21,7 +21,7 @@ from pipelines.bench.suite import Say, Target, Wanted
 SECONDS = {"query": 2.5, "passage": 2.0, "mixed": 4.0, "rerank": 1.5}
 SHORT_SECONDS = {"query": 1.5, "passage": 1.5, "mixed": 3.0, "rerank": 1.5}
 SHORT_LOADS = {"query-20": (1, 7), "passage-300": (1, 3), "mixed": (32,), "rerank-20": (1,)}
-OPEN_SCENARIOS, OPEN_SHARES, OPEN_ROUNDS, OPEN_S = ("query-20", "mixed"), (0.5, 0.8), 2, 4.0
+OPEN_SCENARIOS, OPEN_SHARES, OPEN_ROUNDS, OPEN_S = ("query-20", "mixed"), (0.5, 0.8), 2, 3.0
 SAME_ROUNDS = 3
 OTHER_ROUNDS = 2  # of loads that no goal is about: half an hour is what all of it may take
 

@@ -7,26 +7,36 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.forming import form
 from serving.gathering import Gathering
-from serving.tickets import Draining, Entry, QueueFull, Ticket, num_tickets, tell
+from serving.tickets import Draining, Entry, QueueFull, Ticket, tell
 from serving.turns import Turns
+from serving.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
+Run = Callable[[Batch], NDArray[np.float32]]
 
 MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
 FEW_SHARE = 2  # less than this part of a largest batch is few: an idle engine may wait for more, and takes all
 WINDOW = 4  # batches' worth of items among which similar lengths are looked for
+
+
+class _Cut(NamedTuple, Generic[Item, Batch]):
+    """What goes into the engine together."""
+
+    entries: list[Entry[Item]]
+    num_calls: int  # of which they are
+    run: Run[Batch]
+    num_streams: int  # that it takes
 
 
 class Observer(Protocol):
@@ -35,8 +45,17 @@ class Observer(Protocol):
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
         """How to ask, at any time, how many items wait."""
 
-    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
-        """One batch ran; waited_s holds each item's time in the queue."""
+    def ran(
+        self,
+        *,
+        num_items: int,
+        cost: int,
+        padded_cost: int,
+        seconds: float,
+        share: float,
+        waited_s: Sequence[float],
+    ) -> None:
+        """One batch ran, on this share of the engine; waited_s holds each item's time in the queue."""
 
 
 class Batcher(Generic[Item, Batch]):
@@ -44,14 +63,16 @@ class Batcher(Generic[Item, Batch]):
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
     runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
-    Which calls it cuts from: see Turns.
+    Which calls it cuts from: see Turns. While all calls together are few, one batch after another runs alone, where the
+    engine can then give it all cores: streams beside each other would each take twice as long.
     """
 
     def __init__(
         self,
         *,
         prepare: Callable[[list[Item]], Batch],
-        run: Callable[[Batch], NDArray[np.float32]],
+        run: Run[Batch],
+        run_alone: Run[Batch] | None = None,
         cost: Callable[[Item], int],
         size: Callable[[Item], int] | None = None,
         max_batch_items: int,
@@ -61,32 +82,34 @@ class Batcher(Generic[Item, Batch]):
         stepped: bool = False,
         observer: Observer | None = None,
     ) -> None:
-        """cost: of an item in a batch of its own, which may be rounded up. size: of it what is not padding.
+        """run_alone: for a batch that nothing runs beside. None: such a batch gains nothing.
+
+        cost: of an item in a batch of its own, which may be rounded up. size: of it what is not padding.
 
         stepped: the engine prepares itself for each shape, so batches come in few sizes; the rest waits for the next.
         """
-        self._prepare, self._run, self._cost, self._size = prepare, run, cost, size or cost
+        self._prepare, self._run, self._run_alone = prepare, run, run_alone
+        self._cost, self._size = cost, size or cost
         self._max_items, self._max_cost, self._max_queue = max_batch_items, max_batch_cost, max_queue_items
         self._observer = observer
         if observer is not None:
-            observer.watch_queue(lambda: self._num_queued)
+            observer.watch_queue(lambda: self._waiting.num_items)
         self._lock = threading.RLock()
         self._may_be_cut = threading.Condition(self._lock)  # a thread with nothing to do waits for it
         self._enough = threading.Condition(self._lock)  # the thread that gathers waits for it
         self._engine_free = threading.Condition(self._lock)  # a thread with a prepared batch waits for it
-        self._tickets: deque[Ticket[Item]] = deque()  # with items waiting, oldest first
+        self._waiting = Waiting[Item]()
         self._turn = 0  # batches cut so far
         self._turns = Turns[Item](max_cost=max_batch_cost)
-        self._num_queued = self._queued_cost = 0
         self._num_taken = self._num_ended = 0  # tickets that were queued, and those whose calls are over
-        self._num_running = 0  # tickets with items in the engine
+        self._num_running = self._running_cost = 0  # tickets with items in the engine, and the cost of these
         self._num_streams = self._num_free = num_streams
         self._num_prepared = 0
         self._seconds_per_cost = 0.0
         self._draining = self._stopped = self._is_gathering = False
-        few = max_batch_cost // FEW_SHARE
-        self._stepped_above = few if stepped else None
-        self._gathering = Gathering(little=max_batch_cost // MIN_SHARE, few=few)
+        self._few = max_batch_cost // FEW_SHARE
+        self._stepped_above = self._few if stepped else None
+        self._gathering = Gathering(little=max_batch_cost // MIN_SHARE, few=self._few)
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{n}", daemon=True) for n in range(num_streams + 1)
         ]
@@ -100,10 +123,10 @@ class Batcher(Generic[Item, Batch]):
         """
         if self._draining:
             raise Draining("the server is shutting down")
-        num_queued = self._num_queued
+        num_queued = self._waiting.num_items
         # An idle server takes any request: one that is larger than the queue could never be served otherwise.
         if num_queued and num_queued + num_items > self._max_queue:
-            seconds = self._queued_cost * self._seconds_per_cost
+            seconds = self._waiting.cost * self._seconds_per_cost
             raise QueueFull(
                 num_queued=num_queued, limit=self._max_queue, retry_after_s=min(60, max(1, math.ceil(seconds)))
             )
@@ -126,12 +149,10 @@ class Batcher(Generic[Item, Batch]):
             self.refuse_if_full(len(items))
             ticket.queued, ticket.since = True, time.monotonic()
             ticket.num_items = ticket.num_missing = len(items)
-            ticket.waiting.extend(entries)
-            self._tickets.append(ticket)
-            self._count(len(entries), sum(entry.cost for entry in entries))
+            self._waiting.add(ticket, entries)
             self._num_taken += 1
             if self._is_gathering:
-                if self._gathering.enough(len(self._tickets), self._queued_cost):
+                if self._gathering.enough(len(self._waiting.tickets), self._waiting.cost):
                     self._enough.notify()
             elif self._may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
                 self._may_be_cut.notify()
@@ -144,7 +165,7 @@ class Batcher(Generic[Item, Batch]):
             if not ticket.queued or ticket.num_missing:  # the caller gave up, or a batch failed
                 with self._lock:
                     ticket.left = True
-                    self._forget(ticket)
+                    self._waiting.forget(ticket)
             self._num_ended += ticket.queued
 
     async def drain(self, deadline_s: float) -> bool:
@@ -157,7 +178,7 @@ class Batcher(Generic[Item, Batch]):
         finished = self._num_taken == self._num_ended
         with self._lock:
             self._stopped = True
-            for ticket in list(self._tickets):
+            for ticket in list(self._waiting.tickets):
                 self._fail(ticket, Draining("the server stopped before this request was run"))
             self._may_be_cut.notify_all()
             self._enough.notify()
@@ -172,21 +193,27 @@ class Batcher(Generic[Item, Batch]):
                     return
                 if not self._may_cut():  # who waited has left
                     continue
-                entries = self._cut()
+                cut = self._cut()
                 self._num_prepared += 1
-            self._run_batch(entries)
+            self._run_batch(cut)
 
     def _may_cut(self) -> bool:
-        if not self._num_queued or self._num_prepared:
+        if not self._waiting.num_items or self._num_prepared:
             return False
-        full = self._num_queued >= self._max_items or self._queued_cost >= self._max_cost
+        if self._are_few():
+            return self._num_free == self._num_streams
+        full = self._waiting.num_items >= self._max_items or self._waiting.cost >= self._max_cost
         return self._num_free > 0 or full
+
+    def _are_few(self) -> bool:
+        """Whether all that waits and runs is little enough to run alone."""
+        return self._run_alone is not None and self._waiting.cost + self._running_cost <= self._few
 
     def _gather(self) -> None:
         """Wait for more where more is about to come."""
 
         def waits() -> tuple[int, int]:
-            return len(self._tickets), self._queued_cost
+            return len(self._waiting.tickets), self._waiting.cost
 
         now = time.monotonic()
         until = self._gathering.begin(now, *waits(), idle=self._num_free == self._num_streams)
@@ -197,38 +224,33 @@ class Batcher(Generic[Item, Batch]):
             now = time.monotonic()
             until = self._gathering.further(now, *waits())
 
-    def _cut(self) -> list[Entry[Item]]:
+    def _cut(self) -> _Cut[Item, Batch]:
         """Take the next batch out of the queue."""
         self._turn += 1
-        window = self._turns.window(self._tickets, WINDOW * self._max_items)
+        alone = self._run_alone if self._are_few() else None
+        window = self._turns.window(self._waiting.tickets, WINDOW * self._max_items)
         costs = [entry.cost for entry in window]
         # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
-        share = -(-self._queued_cost // self._num_free) if self._num_free > 1 else self._max_cost
+        share = -(-self._waiting.cost // self._num_free) if self._num_free > 1 and not alone else self._max_cost
         max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
         formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped_above=self._stepped_above)
         chosen = [window[n] for n in formed]
         self._turns.spend(len(chosen) * max(entry.cost for entry in chosen))
-        rows: dict[int, tuple[Ticket[Item], set[int]]] = {}
-        for entry in chosen:
-            rows.setdefault(id(entry.ticket), (entry.ticket, set()))[1].add(entry.row)
-        for ticket, taken in rows.values():
-            ticket.served = self._turn
-            ticket.waiting = deque(entry for entry in ticket.waiting if entry.row not in taken)
-        self._tickets = deque(ticket for ticket in self._tickets if ticket.waiting)
-        self._count(-len(chosen), -sum(entry.cost for entry in chosen))
-        self._gathering.cut(len(self._tickets) + len(rows) + self._num_running)
-        return chosen
+        num_calls = self._waiting.take(chosen, self._turn)
+        self._gathering.cut(len(self._waiting.tickets) + num_calls + self._num_running)
+        return _Cut(chosen, num_calls, alone or self._run, self._num_streams if alone else 1)
 
-    def _run_batch(self, entries: list[Entry[Item]]) -> None:
+    def _run_batch(self, cut: _Cut[Item, Batch]) -> None:
         """Prepare while the engine may still run another batch, wait for it, run, hand out the rows."""
+        entries = cut.entries
         try:
-            batch = self._prepared(entries)
+            batch = self._prepared(cut)
             started = time.monotonic()
             try:
-                output = self._run(batch)
+                output = cut.run(batch)
             finally:  # before the rows are handed out: the next batch may run meanwhile
                 seconds = time.monotonic() - started
-                self._leave_engine(entries, seconds)
+                self._leave_engine(cut, seconds)
             if output.ndim != 2 or len(output) != len(entries):
                 raise ValueError(f"the engine gave {output.shape} for a batch of {len(entries)} items")
         except Exception as error:
@@ -237,17 +259,18 @@ class Batcher(Generic[Item, Batch]):
                 for entry in entries:
                     self._fail(entry.ticket, error)
         else:
-            self._observe(entries, started, seconds)
+            self._observe(cut, started, seconds)
             self._hand_out(entries, output)
 
-    def _prepared(self, entries: list[Entry[Item]]) -> Batch:
+    def _prepared(self, cut: _Cut[Item, Batch]) -> Batch:
         """The batch, when the engine is this thread's to run it."""
         try:
-            batch = self._prepare([entry.item for entry in entries])
+            batch = self._prepare([entry.item for entry in cut.entries])
             with self._lock:
-                self._engine_free.wait_for(lambda: self._num_free > 0)
-                self._num_free -= 1
-                self._num_running += num_tickets(entries)
+                self._engine_free.wait_for(lambda: self._num_free >= cut.num_streams)
+                self._num_free -= cut.num_streams
+                self._num_running += cut.num_calls
+                self._running_cost += sum(entry.cost for entry in cut.entries)
             return batch
         finally:
             with self._lock:
@@ -255,11 +278,12 @@ class Batcher(Generic[Item, Batch]):
                 if self._may_cut():
                     self._may_be_cut.notify()
 
-    def _leave_engine(self, entries: list[Entry[Item]], seconds: float) -> None:
+    def _leave_engine(self, cut: _Cut[Item, Batch], seconds: float) -> None:
         with self._lock:
-            self._num_running -= num_tickets(entries)
+            self._num_running -= cut.num_calls
+            self._running_cost -= sum(entry.cost for entry in cut.entries)
             self._gathering.ended(time.monotonic(), seconds)
-            self._num_free += 1
+            self._num_free += cut.num_streams
             if self._num_prepared:
                 self._engine_free.notify()
             elif self._may_cut():
@@ -269,7 +293,8 @@ class Batcher(Generic[Item, Batch]):
         with self._lock:
             tell([e.ticket for n, e in enumerate(entries) if e.ticket.take(e.row, output[n : n + 1])])
 
-    def _observe(self, entries: list[Entry[Item]], started: float, seconds: float) -> None:
+    def _observe(self, cut: _Cut[Item, Batch], started: float, seconds: float) -> None:
+        entries = cut.entries
         costs = [entry.cost for entry in entries]
         padded = len(entries) * max(costs)
         log.debug("batch of %d x %d, %.1f ms", len(entries), max(costs), 1e3 * seconds)
@@ -278,20 +303,16 @@ class Batcher(Generic[Item, Batch]):
         if self._observer is not None:
             waited = [max(0.0, started - entry.ticket.since) for entry in entries]
             sizes = sum(self._size(entry.item) for entry in entries)
-            self._observer.ran(num_items=len(entries), cost=sizes, padded_cost=padded, seconds=seconds, waited_s=waited)
-
-    def _count(self, num_items: int, cost: int) -> None:
-        self._num_queued += num_items
-        self._queued_cost += cost
-
-    def _forget(self, ticket: Ticket[Item]) -> None:
-        """Take what a ticket still has waiting out of the queue."""
-        if ticket.waiting:
-            self._count(-len(ticket.waiting), -sum(entry.cost for entry in ticket.waiting))
-            ticket.waiting.clear()
-            self._tickets.remove(ticket)
+            self._observer.ran(
+                num_items=len(entries),
+                cost=sizes,
+                padded_cost=padded,
+                seconds=seconds,
+                share=cut.num_streams / self._num_streams,
+                waited_s=waited,
+            )
 
     def _fail(self, ticket: Ticket[Item], error: Exception) -> None:
-        self._forget(ticket)
+        self._waiting.forget(ticket)
         ticket.error = error
         tell([ticket])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serving import cache, hardware, manifest, select
 from serving.api.state import Service
-from serving.backends.base import Backend, LoadOptions
+from serving.backends.base import Backend, Inputs, LoadOptions
 from serving.encoders import EncoderPool
 from serving.engines import load_engines
 from serving.errors import BackendError, NoProfile, ServingError
@@ -128,11 +133,11 @@ def _service(
     engines, layout = load_engines(profile, spec, files, options, settings, phase)
     try:
         with phase("prove"):
-            infer = {tower: engine.infer for tower, engine in engines.items()}
+            infer = {tower: _both_ways(engine) for tower, engine in engines.items()}
             report = prove(spec, infer, tokenizer, files["proof.json"], profile.proof_min_cosine)
             log.info("Proved %s: lowest cosine %.5f over %d items", profile.name, report.min_cosine, report.num_items)
         with phase("warm-up"):
-            _warm_up(engines, spec, settings.max_batch_size, layout.num_streams)
+            _warm_up(engines, spec, settings.max_batch_size, layout)
     except Exception:
         for engine in engines.values():
             engine.close()
@@ -163,26 +168,42 @@ def _lane(tower: Tower, engine: Backend, layout: Layout, settings: Settings, met
     return Lane(
         tower=tower,
         infer=engine.infer,
+        infer_alone=partial(engine.infer, alone=True) if layout.alone_threads else None,
         multiple=WIDTH_MULTIPLES.get(engine.name, 1),
         max_batch_items=settings.max_batch_size or tower.max_batch,
-        max_batch_cost=MAX_BATCH_TOKENS_GPU
-        if on_gpu
-        else min(MAX_BATCH_TOKENS_CPU, max(MIN_BATCH_TOKENS, ALL_BATCH_TOKENS // layout.num_streams)),
+        max_batch_cost=_max_batch_tokens(layout, on_gpu=on_gpu),
         max_queue_items=settings.max_queue_size,
         num_streams=layout.num_streams,
         observer=metrics.lane(tower.name),
     )
 
 
-def _warm_up(engines: Mapping[str, Backend], spec: Spec, max_batch_size: int, num_streams: int) -> None:
-    """One batch of the tuned shape, and on a GPU the largest too, in each context: too little memory shows now."""
+def _max_batch_tokens(layout: Layout, *, on_gpu: bool) -> int:
+    if on_gpu:
+        return MAX_BATCH_TOKENS_GPU
+    return min(MAX_BATCH_TOKENS_CPU, max(MIN_BATCH_TOKENS, ALL_BATCH_TOKENS // layout.num_streams))
+
+
+def _both_ways(engine: Backend) -> Callable[[Inputs], NDArray[np.float32]]:
+    """Batches run beside others and alone in turn: what an engine has for each is to be proved."""
+    alone = itertools.cycle((True, False))
+    return lambda inputs: engine.infer(inputs, alone=next(alone))
+
+
+def _warm_up(engines: Mapping[str, Backend], spec: Spec, max_batch_size: int, layout: Layout) -> None:
+    """One batch of the tuned shape, and on a GPU the largest too, in each context: too little memory shows now.
+
+    No more tokens than the server will put together: a CPU's engine keeps the memory of its largest batch.
+    """
     for tower in spec.towers:
         engine = engines[tower.name]
         on_gpu = engine.name in select.GPU_BACKENDS
         most = min(max_batch_size or tower.max_batch, tower.max_batch)
         for num_items, num_tokens in (spec.shapes.opt, *([spec.shapes.max] if on_gpu else [])):
-            for _ in range(num_streams if on_gpu else 1):  # contexts are lent in turn
-                engine.infer(tower.collate(tower.sample(min(num_items, most), num_tokens)))
+            items = tower.sample(min(num_items, most), num_tokens)
+            items = items[: max(1, _max_batch_tokens(layout, on_gpu=on_gpu) // tower.cost(items[0]))]
+            for _ in range(layout.num_streams if on_gpu else 1):  # contexts are lent in turn
+                engine.infer(tower.collate(items))
 
 
 def _cuda_index(machine: Machine, gpus: tuple[int, ...]) -> int:

@@ -20,6 +20,7 @@ from serving.tasks.spec import Spec
 
 ENDINGS = (".plan", ".blob", ".onnx")
 SMALL_ENGINE_BYTES = 512 * 2**20  # one batch of such an engine leaves a GPU idle while it is copied and launched
+LAYOUTS = "2"  # what is remembered and how it was found out; other layouts are measured again
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
@@ -98,7 +99,9 @@ def _wanted(settings: Settings, num_threads: int) -> Layout | None:
 
 
 def _with(options: LoadOptions, chosen: Layout | None) -> LoadOptions:
-    return options if chosen is None else replace(options, num_streams=chosen.num_streams)
+    if chosen is None:
+        return options
+    return replace(options, num_streams=chosen.num_streams, alone_threads=chosen.alone_threads)
 
 
 def _remembered_in(cache_dir: Path | None, profile: Profile, num_threads: int, mode: str) -> Path | None:
@@ -106,7 +109,7 @@ def _remembered_in(cache_dir: Path | None, profile: Profile, num_threads: int, m
     if cache_dir is None:
         return None
     checksums = sorted(file.checksum for file in profile.files)
-    key = "|".join([profile.backend, *checksums, str(num_threads), mode, _cpu_model()])
+    key = "|".join([LAYOUTS, profile.backend, *checksums, str(num_threads), mode, _cpu_model()])
     return cache_dir / "layouts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class Lane:
         *,
         tower: Tower,
         infer: Infer,
+        infer_alone: Infer | None = None,
         max_batch_items: int,
         max_batch_cost: int,
         max_queue_items: int,
@@ -52,14 +54,17 @@ class Lane:
         multiple: int = 1,
         observer: Observer | None = None,
     ) -> None:
-        """multiple: see Tower.collate; more than 1 where every shape costs the engine something.
+        """infer_alone: for a batch that nothing runs beside, where that is another way to run it.
+
+        multiple: see Tower.collate; more than 1 where every shape costs the engine something.
 
         max_batch_items: no more than the tower takes are put together anyhow.
         """
-        self.tower, self.num_streams, self._infer, self._multiple = tower, num_streams, infer, multiple
+        self.tower, self.num_streams, self._multiple = tower, num_streams, multiple
         self.batcher = Batcher[_Entry, _Batch](
             prepare=self._prepare,
-            run=self._run,
+            run=partial(self._run, infer),
+            run_alone=infer_alone and partial(self._run, infer_alone),
             cost=lambda entry: tower.cost(entry.item, multiple=multiple),
             size=lambda entry: tower.cost(entry.item),
             max_batch_items=min(max_batch_items, tower.max_batch),
@@ -113,10 +118,10 @@ class Lane:
         inputs = self.tower.collate([entry.item for entry in entries], multiple=self._multiple)
         return _Batch(inputs, tuple({id(entry.timing): entry.timing for entry in entries}.values()))
 
-    def _run(self, batch: _Batch) -> NDArray[np.float32]:
+    def _run(self, infer: Infer, batch: _Batch) -> NDArray[np.float32]:
         started = time.monotonic()
         try:
-            return self._infer(batch.inputs)
+            return infer(batch.inputs)
         finally:
             seconds = time.monotonic() - started
             for timing in batch.timings:

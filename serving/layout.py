@@ -20,16 +20,18 @@ log = logging.getLogger(__name__)
 
 HEAVY_S = 0.03  # an engine that takes longer for one short text uses all cores well, and takes long to measure
 MAX_SLOWDOWN = 1.8  # how much longer than with all cores a text that comes alone may take
+WORTH = 0.8  # of a lone text's time with a stream's threads: threads that are lent for less are not worth their memory
 ROUNDS, SECONDS = 2, 0.12  # of one layout's throughput; the better round counts: others use the machine too
 SHORT, LONG = 20, 64  # tokens of the text that comes alone, and of each of a batch's
 BATCH = 8
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """num_streams batches run at once, each on num_threads / num_streams threads."""
+    """num_streams batches run at once, each on num_threads / num_streams threads, or one alone on alone_threads."""
 
     num_streams: int
     num_threads: int
+    alone_threads: int = 0  # 0: a batch that runs alone has no more than others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,15 @@ def choose(
     """The layout with the most throughput of those that keep a lone text quick, and the engine loaded with it.
 
     engine: loaded with one stream; it is closed when another layout is chosen. Streams are doubled for as long as that
-    pays. Raises what load and the engine raise.
+    pays. An engine that lends all threads to a batch that runs alone keeps a lone text as quick as any layout does.
+    Raises what load and the engine raise.
     """
+    if engine.lends_all:
+        max_slowdown = float("inf")
     best_layout, best = Layout(num_streams=1, num_threads=num_threads), engine
     if num_threads == 1 or alone(best, tower) > HEAVY_S:
         return best_layout, best
-    quickest = float("inf")
+    alone_s: dict[int, float] = {}  # by the threads of a stream
     while num_threads % (2 * best_layout.num_streams) == 0:
         layout = Layout(num_streams=2 * best_layout.num_streams, num_threads=num_threads)
         other = load(layout)
@@ -64,12 +69,19 @@ def choose(
                 "Layout of %d streams on %d threads: %.2f ms for a text alone, %.0f items/s",
                 *(shown.num_streams, shown.num_threads, figures.alone_s * 1e3, figures.items_per_s),
             )
-        quickest = min(quickest, now.alone_s)
-        if then.items_per_s <= now.items_per_s or then.alone_s > max_slowdown * quickest:
+            threads = num_threads // shown.num_streams
+            alone_s[threads] = min(figures.alone_s, alone_s.get(threads, figures.alone_s))
+        if then.items_per_s <= now.items_per_s or then.alone_s > max_slowdown * min(alone_s.values()):
             other.close()
             break
         best.close()
         best_layout, best = layout, other
+    quickest = min(alone_s, key=lambda threads: alone_s[threads], default=num_threads)
+    share = num_threads // best_layout.num_streams
+    if engine.lends_all and quickest != share and alone_s[quickest] < WORTH * alone_s[share]:
+        best.close()
+        best_layout = msgspec.structs.replace(best_layout, alone_threads=quickest)
+        best = load(best_layout)
     return best_layout, best
 
 

@@ -103,6 +103,15 @@ class _LaneFamilies:
         self.batch_seconds = Histogram(
             "batch_seconds", "The engine's time for one batch.", tower, buckets=_SECONDS, registry=registry
         )
+        self.busy = Counter(
+            "engine_busy_seconds",
+            "Time in which batches ran; of one that ran beside others its stream's share.",
+            tower,
+            registry=registry,
+        )
+        self.padded_tokens = Counter(
+            "padded_tokens", "Tokens that the engine ran, padding included.", tower, registry=registry
+        )
         self.padding = Histogram(
             "padding_waste_ratio",
             "The padded share of a batch.",
@@ -121,15 +130,28 @@ class LaneMetrics:
         self._batch_size = families.batch_size.labels(tower)
         self._batch_tokens = families.batch_tokens.labels(tower)
         self._batch_seconds = families.batch_seconds.labels(tower)
+        self._busy = families.busy.labels(tower)
+        self._padded_tokens = families.padded_tokens.labels(tower)
         self._padding = families.padding.labels(tower)
 
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
         self._queue_depth.set_function(num_queued)
 
-    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
+    def ran(
+        self,
+        *,
+        num_items: int,
+        cost: int,
+        padded_cost: int,
+        seconds: float,
+        share: float,
+        waited_s: Sequence[float],
+    ) -> None:
         self._batch_size.observe(num_items)
         self._batch_tokens.observe(cost)
         self._batch_seconds.observe(seconds)
+        self._busy.inc(share * seconds)
+        self._padded_tokens.inc(padded_cost)
         self._padding.observe(1 - cost / padded_cost if padded_cost else 0.0)
         for wait in waited_s:
             self._queue_time.observe(wait)

@@ -18,7 +18,7 @@ from serving.tasks.vectors import BadVectors, check_scores, check_vectors
 
 MAX_NORM_ERROR = 0.05  # cosine does not see length: an engine that forgot to normalise must fail too
 MAX_SCORE_ERROR = 0.25  # of the golden scores' standard deviation: correlation sees neither scale nor offset
-MAX_BATCH = 8
+MAX_BATCH, MAX_BATCH_COST = 8, 512  # an engine keeps the memory of its largest batch: none so large may come again
 
 Infer = Callable[[Inputs], NDArray[np.float32]]
 Rows = NDArray[np.float32]  # (N, D)
@@ -74,12 +74,20 @@ def prove(spec: Spec, infer: Mapping[str, Infer], tokenizer: bytes, golden: byte
 
 
 def rows(infer: Infer, tower: Tower, items: Sequence[Item]) -> Rows:
-    """N items -> (N, D) in their order, in small batches of similar cost. Raises ProofFailed for a wrong width."""
-    order = sorted(range(len(items)), key=lambda index: tower.cost(items[index]))
+    """N items -> (N, D) in their order, in two or more small batches of similar cost.
+
+    Raises ProofFailed for a wrong width.
+    """
+    costs = [tower.cost(item) for item in items]
+    most = min(MAX_BATCH, tower.max_batch, -(-len(items) // 2))
+    batches: list[list[int]] = [[]]
+    for row in sorted(range(len(items)), key=costs.__getitem__):
+        size = len(batches[-1]) + 1
+        if size > most or (size > 1 and size * costs[row] > MAX_BATCH_COST):
+            batches.append([])
+        batches[-1].append(row)
     found = np.zeros((len(items), tower.dimension), dtype=np.float32)
-    size = min(MAX_BATCH, tower.max_batch)
-    for first in range(0, len(order), size):
-        chosen = order[first : first + size]
+    for chosen in batches:
         output = infer(tower.collate([items[row] for row in chosen]))
         if output.shape != (len(chosen), tower.dimension):
             raise ProofFailed(

@@ -71,11 +71,6 @@ class Entry(Generic[Item]):
     cost: int
 
 
-def num_tickets(entries: Sequence[Entry[Item]]) -> int:
-    """Of how many tickets these are items."""
-    return len({id(entry.ticket) for entry in entries})
-
-
 def tell(tickets: Sequence[Ticket[Item]]) -> None:
     """Give the waiting calls their answers, from any thread. One call into the loop for all: each would wake it."""
     if tickets:

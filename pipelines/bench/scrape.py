@@ -20,8 +20,8 @@ Reading = Mapping[str, float]  # a metric's name -> its value, summed over label
 class Inside(msgspec.Struct, frozen=True, kw_only=True):
     """What happened inside the server, means unless said otherwise. None: the server does not tell."""
 
-    engine_busy: float | None = None  # share of the wall time in which a batch ran, of a stream
-    engine_streams: float | None = None  # batches that may run at once
+    engine_busy: float | None = None  # share of the wall time in which the engine ran, or the part of it that did
+    engine_streams: float | None = None  # batches that ran at once
     engine_s: float | None = None  # of one batch
     batch_items: float | None = None
     batch_tokens: float | None = None
@@ -60,14 +60,16 @@ def between(before: Reading, after: Reading, wall_s: float, cpu_by_thread: Mappi
         total, count = grown(f"{name}_sum"), grown(f"{name}_count")
         return total / count if total is not None and count else None
 
-    busy = grown("batch_seconds_sum")
-    if busy is not None and wall_s > 0:  # of all streams; a server that does not say how many has at least so many
-        busy /= after.get("engine_streams") or max(1, math.ceil(busy / wall_s - 0.05))
-    tokens, padded = grown("batch_tokens_sum"), grown("batch_padded_tokens_sum")
+    ran, busy, streams = grown("batch_seconds_sum"), grown("engine_busy_seconds_total"), None
+    if ran and busy:
+        streams = ran / busy
+    elif ran and wall_s > 0:  # a server that does not say has at least so many
+        busy = ran / max(1, math.ceil(ran / wall_s - 0.05))
+    tokens, padded = grown("batch_tokens_sum"), grown("padded_tokens_total")
     waste = 1 - tokens / padded if tokens is not None and padded else mean("padding_waste_ratio")
     return Inside(
         engine_busy=busy / wall_s if busy is not None and wall_s > 0 else None,
-        engine_streams=after.get("engine_streams"),
+        engine_streams=streams,
         engine_s=mean("batch_seconds"),
         batch_items=mean("batch_size"),
         batch_tokens=mean("batch_tokens"),

@@ -23,6 +23,7 @@ class LoadOptions:
     cpu_isa: str | None = None  # the instruction set it was compiled for, as oneDNN names it: "AVX512_CORE_BF16"
     num_threads: int = 0  # CPU threads; 0 lets the backend decide
     num_streams: int = 1  # batches that run at once: on a share of the CPU's threads each, or in a GPU context each
+    alone_threads: int = 0  # CPU threads of a batch that runs alone, where that is not a stream's share; 0: its share
     yields: bool = False  # whether a CPU's engine threads let the server's others go first
     device_index: int = 0  # GPU
     cache_dir: Path | None = None  # where a backend may keep what it compiled at load; None: nowhere
@@ -33,9 +34,13 @@ class Backend(Protocol):
 
     name: str  # "onnxruntime"
     input_names: tuple[str, ...]
+    lends_all: bool  # whether it knows LoadOptions.alone_threads
 
-    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Run one batch: inputs of B items -> (B, D) float32. Raises BackendError."""
+    def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
+        """Run one batch: inputs of B items -> (B, D) float32. Raises BackendError.
+
+        alone: nothing runs beside it, so it may have the threads that were set aside for that.
+        """
 
     def realized_precision(self) -> Mapping[str, float]:
         """The share of matrix products that run in each number format, {"bf16": 1.0}; empty if it cannot be known."""

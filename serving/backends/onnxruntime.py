@@ -23,6 +23,7 @@ class OnnxRuntime:
     """A session. ONNX Runtime allows run() from several threads at once."""
 
     name = NAME
+    lends_all = False
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -30,7 +31,7 @@ class OnnxRuntime:
         self.input_names = tuple(i.name for i in inputs)
         self._specs = tuple(_spec(i) for i in inputs)
 
-    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+    def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
         num_items = check_inputs(inputs, self._specs)
         try:
             (output,) = self._session.run(None, dict(inputs))

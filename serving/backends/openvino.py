@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import queue
 import sys
@@ -37,28 +38,33 @@ _PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProd
 
 
 class OpenVino:
-    """A compiled model and its infer requests, one for each stream, lent to one thread at a time."""
+    """A compiled model and its infer requests, one for each stream, lent to one thread at a time.
+
+    A batch that runs alone has a second model, compiled for more threads than a stream has.
+    """
 
     name = NAME
+    lends_all = True
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: Any, alone: Any = None, *, held: Any = None) -> None:
+        """held: the memory in which the models' constants lie."""
+        self._compiled, self._held = compiled, held
         self.input_names = tuple(i.any_name for i in compiled.inputs)
         self._specs = tuple(_spec(i) for i in compiled.inputs)
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
-            self._requests.put(compiled.create_infer_request())
+        self._requests = _requests(compiled)
+        self._alone = self._requests if alone is None else _requests(alone)
 
-    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+    def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
         num_items = check_inputs(inputs, self._specs)
-        request = self._requests.get()
+        requests = self._alone if alone else self._requests
+        request = requests.get()
         try:
             request.infer(dict(inputs), share_inputs=True)
             output = request.get_output_tensor(0).data.copy()
         except Exception as error:
             raise BackendError(f"OpenVINO could not run the engine: {error}") from error
         finally:
-            self._requests.put(request)
+            requests.put(request)
         return check_output(output, num_items)
 
     def realized_precision(self) -> Mapping[str, float]:
@@ -72,9 +78,10 @@ class OpenVino:
         return {precision: count / total for precision, count in sorted(counts.items())}
 
     def close(self) -> None:
-        while not self._requests.empty():
-            self._requests.get_nowait()
-        self._compiled = None
+        for requests in (self._requests, self._alone):
+            while not requests.empty():
+                requests.get_nowait()
+        self._compiled = self._held = None
 
 
 def load(engine: bytes, options: LoadOptions) -> OpenVino:
@@ -84,13 +91,20 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
         runs = ", ".join(HINTS)
         raise BackendError(f"OpenVINO runs {runs} on a CPU, not {options.precision}; choose another profile")
     openvino = import_openvino(options.cpu_isa)
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": options.num_streams}
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
     if options.precision is Precision.INT8:
         config["CPU_RUNTIME_CACHE_CAPACITY"] = MAX_INT8_KERNELS
-    if options.num_threads:
-        config["INFERENCE_NUM_THREADS"] = options.num_threads
+
+    def compiled_for(num_streams: int, num_threads: int) -> Any:
+        given = {**config, "NUM_STREAMS": num_streams}
+        if num_threads:
+            given["INFERENCE_NUM_THREADS"] = num_threads
+        return _in_thread(lambda: openvino.Core().import_model(held, "CPU", given), NICE * options.yields)
+
     try:
-        compiled = _in_thread(lambda: openvino.Core().import_model(engine, "CPU", config), NICE * options.yields)
+        held = openvino.Tensor(_held(engine), shared_memory=True)
+        compiled = compiled_for(options.num_streams, options.num_threads)
+        alone = compiled_for(1, options.alone_threads) if options.alone_threads else None
     except Exception as error:
         raise BackendError(f"OpenVINO {openvino.get_version()} cannot load the engine: {error}") from error
     problems = engine_problems([_spec(i) for i in compiled.inputs])
@@ -98,7 +112,25 @@ def load(engine: bytes, options: LoadOptions) -> OpenVino:
         problems.append(f"the engine has {len(compiled.outputs)} outputs, expected one of shape (B, D)")
     if problems:
         raise BackendError("; ".join(problems))
-    return OpenVino(compiled)
+    return OpenVino(compiled, alone, held=held)
+
+
+def _held(engine: bytes) -> NDArray[np.uint8]:
+    """The engine where OpenVINO may leave its constants: what it reads from bytes it copies, for each model anew.
+
+    It takes only memory that can be written to, and does not write.
+    """
+    memory = mmap.mmap(-1, len(engine))
+    memory[:] = engine
+    return np.frombuffer(memory, dtype=np.uint8)
+
+
+def _requests(compiled: Any) -> queue.SimpleQueue[Any]:
+    """As many as it runs at once."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
+        found.put(compiled.create_infer_request())
+    return found
 
 
 def _in_thread(work: Callable[[], Any], nice: int) -> Any:

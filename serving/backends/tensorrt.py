@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 class TensorRt:
     """Execution contexts of one engine, each lent to one thread at a time: one copies while another computes."""
 
+    lends_all = False
+
     def __init__(self, name: str, trt: Any, engine: Any, options: LoadOptions, cache_file: Path | None) -> None:
         self.name = name
         self._engine, self._cache_file, self._device_index = engine, cache_file, options.device_index
@@ -43,7 +45,7 @@ class TensorRt:
             self._lanes.put(_Lane(name, self._cuda, context, self._specs, output))
         self._kept_cache = False
 
-    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+    def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
         num_items = check_inputs(inputs, self._specs)
         lane = self._lanes.get()
         try:

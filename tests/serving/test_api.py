@@ -256,7 +256,7 @@ async def test_a_full_queue_turns_the_request_away_with_429_and_a_time(tiny: Tin
         for num_queued in (0, 0, 8):  # one batch runs, one is prepared, one waits
             waiting.append(asyncio.create_task(server.embed(input=["w1"] * 8)))
             batcher = server.batcher
-            while batcher._num_taken - batcher._num_ended < len(waiting) or batcher._num_queued != num_queued:
+            while batcher._num_taken - batcher._num_ended < len(waiting) or batcher._waiting.num_items != num_queued:
                 await asyncio.sleep(0.005)
         response = await server.embed()
         assert response.status_code == 429
@@ -332,7 +332,7 @@ async def test_a_hanging_engine_ends_in_504_and_its_request_leaves_the_queue(tin
     async with serving(tiny, infer=infer, limits=Limits(request_timeout_s=0.1)) as server:
         first, second = await asyncio.gather(server.embed(input=["w1"] * 8), server.embed(input=["w1"] * 20))
         assert {first.status_code, second.status_code} == {504}
-        assert server.batcher._num_queued == 0
+        assert server.batcher._waiting.num_items == 0
         gate.set()
 
 
@@ -377,11 +377,11 @@ async def test_a_client_that_leaves_takes_its_texts_out_of_the_queue(tiny: Tiny)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
         leaving = asyncio.create_task(server.app(scope, receive, send))
-        while server.batcher._num_queued < 2:
+        while server.batcher._waiting.num_items < 2:
             await asyncio.sleep(0.005)
         gone.set()
         await leaving
-        assert server.batcher._num_queued == 0
+        assert server.batcher._waiting.num_items == 0
         assert 'request_count_total{route="/v1/embeddings",status="499"} 1.0' in server.metrics.text().decode()
         gate.set()
         assert (await first).status_code == 200

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,21 @@ print(os.getpriority(os.PRIO_PROCESS, 0), max(niceness))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     now = os.getpriority(os.PRIO_PROCESS, 0)
     assert done.stdout.split() == [str(now), str(min(19, now + openvino.NICE))]
+
+
+def test_openvino_answers_the_same_with_the_threads_that_it_lends_to_a_batch_that_runs_alone(tiny: Tiny) -> None:
+    options = LoadOptions(precision=Precision.FP32, num_threads=2, num_streams=2, alone_threads=2)
+    engine = openvino.load(tiny.blob, options)
+    assert engine.lends_all
+    assert engine._alone is not engine._requests
+    assert (engine._requests.qsize(), engine._alone.qsize()) == (2, 1)
+    batch = inputs(tiny, *tiny.golden.texts[:5])
+    for alone in (True, False):
+        assert np.allclose(engine.infer(batch, alone=alone), tiny.golden.vectors[:5], atol=1e-5)
+    assert (engine._requests.qsize(), engine._alone.qsize()) == (2, 1)
+    engine.close()
+    own = openvino.load(tiny.blob, replace(options, alone_threads=0))
+    assert own._alone is own._requests
 
 
 def test_the_bindings_have_all_that_the_tensorrt_backend_calls() -> None:

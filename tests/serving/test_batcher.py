@@ -21,7 +21,10 @@ Vectors = NDArray[np.float32]
 
 
 class Engine:
-    """Gives (item, length) for each item and remembers its batches; may be held closed."""
+    """Gives (item, length) for each item and remembers its batches; may be held closed.
+
+    What runs alone waits for the same gate, and must find nothing else running, nor anything begin.
+    """
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, int]]] = []
@@ -30,8 +33,20 @@ class Engine:
         self.running = 0
         self.takes_s = 0.0
         self.most_running = 0
+        self.alone: list[list[tuple[int, int]]] = []  # of the batches those that ran alone
+        self.is_alone, self.disturbed = False, 0
 
-    def run(self, batch: list[tuple[int, int]]) -> Vectors:
+    def run_alone(self, batch: list[tuple[int, int]]) -> Vectors:
+        self.alone.append(batch)
+        self.disturbed += self.running > 0
+        self.is_alone = True
+        try:
+            return self.run(batch, among=0)
+        finally:
+            self.is_alone = False
+
+    def run(self, batch: list[tuple[int, int]], among: int | None = None) -> Vectors:
+        self.disturbed += among is None and self.is_alone
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.batches.append(batch)
@@ -51,7 +66,16 @@ class Seen:
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
         self.num_queued = num_queued
 
-    def ran(self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]) -> None:
+    def ran(
+        self,
+        *,
+        num_items: int,
+        cost: int,
+        padded_cost: int,
+        seconds: float,
+        share: float,
+        waited_s: Sequence[float],
+    ) -> None:
         assert cost <= padded_cost
         assert len(waited_s) == num_items
         self.ran_items += num_items
@@ -65,11 +89,13 @@ def make(
     max_queue: int = 1000,
     num_streams: int = 1,
     stepped: bool = False,
+    lends_all: bool = False,
     observer: Seen | None = None,
 ) -> Batcher[tuple[int, int], list[tuple[int, int]]]:
     return Batcher(
         prepare=list,
         run=engine.run,
+        run_alone=engine.run_alone if lends_all else None,
         cost=lambda item: item[1],
         max_batch_items=max_items,
         max_batch_cost=max_cost,
@@ -92,14 +118,24 @@ async def until(condition: object, timeout_s: float = 5.0) -> None:
     st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=40), min_size=1, max_size=12),
     st.integers(1, 9),
     st.integers(1, 600),
+    st.integers(1, 3),
+    st.booleans(),
 )
 def test_any_mix_of_requests_gives_each_its_own_rows_in_order(
-    requests: list[list[int]], max_items: int, max_cost: int
+    requests: list[list[int]], max_items: int, max_cost: int, num_streams: int, lends_all: bool
 ) -> None:
     engine, seen = Engine(), Seen()
 
     async def go() -> list[Vectors]:
-        batcher = make(engine, max_items=max_items, max_cost=max_cost, max_queue=10_000, observer=seen)
+        batcher = make(
+            engine,
+            max_items=max_items,
+            max_cost=max_cost,
+            max_queue=10_000,
+            num_streams=num_streams,
+            lends_all=lends_all,
+            observer=seen,
+        )
         numbered = [[(n * 1000 + i, cost) for i, cost in enumerate(costs)] for n, costs in enumerate(requests)]
         answers = await asyncio.gather(*(batcher.submit(items) for items in numbered))
         assert await batcher.drain(5)
@@ -111,7 +147,8 @@ def test_any_mix_of_requests_gives_each_its_own_rows_in_order(
     for batch in engine.batches:
         assert len(batch) <= max_items
         assert len(batch) == 1 or len(batch) * max(cost for _, cost in batch) <= max_cost
-    assert engine.most_running == 1
+    assert engine.most_running <= num_streams
+    assert engine.disturbed == 0
     assert seen.ran_items == sum(map(len, requests))
     assert seen.num_queued() == 0
 
@@ -285,7 +322,7 @@ async def test_a_full_queue_turns_the_request_away() -> None:
     engine.open.clear()
     batcher = make(engine, max_items=1, max_queue=3)
     tasks = [asyncio.create_task(batcher.submit([(n, 5)])) for n in range(2)]  # one runs, one is prepared
-    await until(lambda: engine.running and not batcher._num_queued)
+    await until(lambda: engine.running and not batcher._waiting.num_items)
     tasks.append(asyncio.create_task(batcher.submit([(n, 5) for n in range(3)])))
     await asyncio.sleep(0.01)
     with pytest.raises(QueueFull, match="at most 3 may; try again in 1 s"):
@@ -376,13 +413,82 @@ async def test_what_waits_is_shared_by_the_streams_that_are_free() -> None:
     await batcher.drain(5)
 
 
+async def test_while_all_calls_are_few_one_batch_after_another_runs_alone() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, num_streams=2, max_cost=100, lends_all=True)
+    calls = [asyncio.create_task(batcher.submit([(0, 10)]))]
+    await until(lambda: engine.running)
+    calls += [asyncio.create_task(batcher.submit([(n, 10)])) for n in (1, 2, 3)]
+    await asyncio.sleep(0.02)
+    assert engine.running == 1  # 40 of the 50 that are few
+    engine.open.set()
+    await asyncio.wait_for(asyncio.gather(*calls), 5)
+    assert [len(batch) for batch in engine.alone] == [1, 3]
+    await batcher.drain(5)
+
+
+async def test_more_than_few_run_in_streams_and_what_is_left_of_them_alone_when_these_have_ended() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, num_streams=2, max_cost=100, lends_all=True)
+    many = asyncio.create_task(batcher.submit([(n, 10) for n in range(6)]))
+    await until(lambda: engine.running == 2)
+    late = asyncio.create_task(batcher.submit([(9, 10)]))
+    await asyncio.sleep(0.02)
+    assert not engine.alone
+    engine.open.set()
+    await asyncio.wait_for(asyncio.gather(many, late), 5)
+    assert engine.alone == [[(9, 10)]]
+    assert engine.disturbed == 0
+    await batcher.drain(5)
+
+
+async def test_what_comes_while_the_last_stream_ends_still_joins_the_batch_that_runs_alone() -> None:
+    gates = {n: threading.Event() for n in (0, 3)}
+
+    class Gated(Engine):
+        def run(self, batch: list[tuple[int, int]], among: int | None = None) -> Vectors:
+            gates.get(batch[0][0], self.open).wait(10)
+            return super().run(batch, among)
+
+    engine = Gated()
+    batcher = make(engine, num_streams=2, max_cost=100, lends_all=True)
+    many = asyncio.create_task(batcher.submit([(n, 10) for n in range(6)]))
+    await until(lambda: batcher._num_running == 2)
+    late = [asyncio.create_task(batcher.submit([(8, 10)]))]
+    gates[0].set()
+    await until(lambda: batcher._num_free == 1)
+    late.append(asyncio.create_task(batcher.submit([(9, 10)])))
+    await asyncio.sleep(0.02)
+    gates[3].set()
+    await asyncio.wait_for(asyncio.gather(many, *late), 5)
+    assert engine.alone == [[(8, 10), (9, 10)]]
+    await batcher.drain(5)
+
+
+async def test_a_full_batch_waits_prepared_while_another_runs_alone() -> None:
+    engine = Engine()
+    engine.open.clear()
+    batcher = make(engine, num_streams=2, max_cost=100, max_items=100, lends_all=True)
+    small = asyncio.create_task(batcher.submit([(0, 10)]))
+    await until(lambda: engine.is_alone)
+    large = asyncio.create_task(batcher.submit([(n, 10) for n in range(1, 30)]))
+    await until(lambda: batcher._num_prepared == 1)
+    await asyncio.sleep(0.02)
+    assert engine.running == 1
+    engine.open.set()
+    await asyncio.wait_for(asyncio.gather(small, large), 5)
+    assert engine.disturbed == 0
+    assert engine.most_running == 2
+    await batcher.drain(5)
+
+
 async def test_what_is_told_of_a_batch_counts_rounding_up_as_padding() -> None:
     told: list[tuple[int, int]] = []
 
     class Told(Seen):
-        def ran(
-            self, *, num_items: int, cost: int, padded_cost: int, seconds: float, waited_s: Sequence[float]
-        ) -> None:
+        def ran(self, *, cost: int, padded_cost: int, **_: object) -> None:  # type: ignore[override]
             told.append((cost, padded_cost))
 
     batcher = Batcher(

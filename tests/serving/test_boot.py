@@ -19,12 +19,16 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from serving import backends, boot, hardware, manifest
 from serving.api.state import Service
+from serving.backends.base import Inputs
 from serving.backends.onnxruntime import OnnxRuntime
+from serving.backends.openvino import OpenVino
 from serving.errors import BackendError, CacheError, NoProfile, ProofFailed, ServingError
 from serving.lanes import Timing
+from serving.layout import Layout
 from serving.metrics import Metrics
 from serving.profile import Precision, Profile
 from serving.settings import Settings
@@ -185,6 +189,29 @@ def test_a_layout_that_was_measured_is_not_measured_again(root: Path, tmp_path: 
     for _ in range(2):  # what is best for lone texts is not what is best for many
         boot.start(replace(cached, performance_mode="throughput"), Metrics(), phases.append, MACHINE)
         assert phases.count("loading: layout") == 2
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_an_engine_is_proved_both_with_the_threads_of_a_stream_and_with_those_it_lends(
+    root: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    chosen, seen = Layout(num_streams=2, num_threads=2, alone_threads=2), []
+    monkeypatch.setattr("serving.engines.layout.recall", lambda *_: chosen)
+    real = OpenVino.infer
+
+    def infer(self: OpenVino, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
+        seen.append(alone)
+        output = real(self, inputs, alone=alone)
+        return -output if alone is wrong and damaged else output
+
+    monkeypatch.setattr(OpenVino, "infer", infer)
+    damaged = False
+    service = start(root, FIRST)
+    assert set(seen) == {True, False}
+    assert service.lanes["model"].num_streams == 2
+    damaged = True
+    with pytest.raises(ProofFailed):
+        start(root, FIRST)
 
 
 def test_when_every_profile_fails_each_reason_is_listed(root: Path, other: Tiny) -> None:

@@ -30,10 +30,11 @@ class Engine:
     name = "sleeping"
     input_names = ("input_ids",)
 
-    def __init__(self, num_streams: int, seconds: float) -> None:
+    def __init__(self, num_streams: int, seconds: float, *, lends_all: bool) -> None:
         self._streams, self._seconds, self.closed = threading.Semaphore(num_streams), seconds, False
+        self.lends_all = lends_all
 
-    def infer(self, inputs: Inputs) -> NDArray[np.float32]:
+    def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
         assert not self.closed
         with self._streams:
             time.sleep(self._seconds)
@@ -46,34 +47,51 @@ class Engine:
         self.closed = True
 
 
-def chosen(seconds: Mapping[int, float], num_threads: int) -> tuple[int, list[int], list[int]]:
-    """Streams chosen, those loaded, and those left open, of engines that take so long with so many streams."""
-    engines = {n: Engine(n, s) for n, s in seconds.items()}
-    loaded = []
+def chosen(
+    seconds: Mapping[int, float], num_threads: int, *, lends_all: bool = False
+) -> tuple[Layout, list[int], list[int]]:
+    """What is chosen, the streams of those loaded and of those left open, of engines that take so long with so many."""
+    first = Engine(1, seconds[1], lends_all=lends_all)
+    loaded = [(Layout(num_streams=1, num_threads=num_threads), first)]
 
     def load(layout: Layout) -> Engine:
-        loaded.append(layout.num_streams)
-        assert layout.num_threads == num_threads
-        return engines[layout.num_streams]
+        engine = Engine(layout.num_streams, seconds[layout.num_streams], lends_all=lends_all)
+        loaded.append((layout, engine))
+        return engine
 
-    layout, engine = choose(engines[1], load, TOWER, num_threads)
-    assert engine is engines[layout.num_streams]
-    return layout.num_streams, loaded, [n for n, e in engines.items() if not e.closed and n in (1, *loaded)]
+    layout, engine = choose(first, load, TOWER, num_threads)
+    assert (layout, engine) in loaded
+    assert {known.num_threads for known, _ in loaded} == {num_threads}
+    opened = [known.num_streams for known, other in loaded if not other.closed]
+    return layout, [known.num_streams for known, _ in loaded[1:]], opened
 
 
 def test_streams_are_doubled_while_that_pays_and_what_is_not_used_is_closed() -> None:
-    assert chosen({1: 0.002, 2: 0.002, 4: 0.02}, 4) == (2, [2, 4], [2])
+    assert chosen({1: 0.002, 2: 0.002, 4: 0.02}, 4) == (Layout(num_streams=2, num_threads=4), [2, 4], [2])
 
 
 def test_a_layout_that_makes_a_lone_text_slow_is_not_chosen_for_its_throughput() -> None:
-    assert chosen({1: 0.004, 2: 0.005, 4: 0.012, 8: 0.02}, 8) == (2, [2, 4], [2])
+    slow = {1: 0.004, 2: 0.005, 4: 0.012, 8: 0.02}
+    assert chosen(slow, 8) == (Layout(num_streams=2, num_threads=8), [2, 4], [2])
+
+
+def test_an_engine_that_lends_all_threads_has_the_most_throughput_and_keeps_a_lone_text_quick() -> None:
+    times = {1: 0.008, 2: 0.004, 4: 0.006, 8: 0.02}
+    best = Layout(num_streams=4, num_threads=8, alone_threads=4)
+    assert chosen(times, 8, lends_all=True) == (best, [2, 4, 8, 4], [4])
+
+
+def test_threads_are_not_lent_where_a_stream_is_as_quick_with_its_own() -> None:
+    for seconds in (0.006, 0.0021):
+        assert chosen({1: seconds, 2: 0.002}, 2, lends_all=True) == (Layout(num_streams=2, num_threads=2), [2], [2])
 
 
 @pytest.mark.parametrize(("seconds", "num_threads"), [(0.002, 1), (0.05, 8), (0.002, 3)])
 def test_one_core_a_heavy_engine_and_cores_that_do_not_divide_are_not_measured(
     seconds: float, num_threads: int
 ) -> None:
-    assert chosen({1: seconds}, num_threads) == (1, [], [1])
+    alone = Layout(num_streams=1, num_threads=num_threads)
+    assert chosen({1: seconds}, num_threads) == chosen({1: seconds}, num_threads, lends_all=True) == (alone, [], [1])
 
 
 def test_what_was_chosen_is_remembered_for_as_many_threads(tmp_path: Path) -> None:

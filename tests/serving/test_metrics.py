@@ -85,7 +85,7 @@ def test_a_batch_leaves_its_figures_under_its_tower() -> None:
         metrics.lane(tower)
     image = metrics.lane("image")
     image.watch_queue(lambda: 3)
-    image.ran(num_items=4, cost=60, padded_cost=80, seconds=0.2, waited_s=[0.1, 0.1, 0.3, 0.5])
+    image.ran(num_items=4, cost=60, padded_cost=80, seconds=0.2, share=0.5, waited_s=[0.1, 0.1, 0.3, 0.5])
     told = values(metrics.text().decode())
     assert told['queue_depth{tower="image"}'] == 3
     assert told['batch_size_sum{tower="image"}'] == 4

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from serving import backends
 from serving.backends.base import Inputs, LoadOptions
 from serving.errors import ProofFailed
-from serving.profile import Precision
-from serving.prove import Infer, ProofReport, prove
+from serving.profile import Precision, ShapeRange
+from serving.prove import MAX_BATCH, MAX_BATCH_COST, Infer, ProofReport, prove, rows
 from serving.tasks import clip, rerank
 from serving.tasks.base import ONLY
 from serving.tasks.embed import Golden, dump_golden
+from serving.tasks.text import TextTower
 from tests.serving.conftest import Tiny
 from tests.serving.tiny_models import Model, reranker, see_and_read
 
@@ -73,6 +74,29 @@ def test_golden_outputs_that_are_empty_or_of_another_width_prove_nothing(tiny: T
     broken = replace(tiny.golden, vectors=tiny.golden.vectors * np.float32(np.nan))
     with pytest.raises(ProofFailed, match="lowest cosine nan"):
         prove_tiny(backend.infer, tiny, 0.98, broken)
+
+
+def test_the_proof_runs_small_batches_that_a_server_would_run_too() -> None:
+    tower = TextTower(
+        dimension=1,
+        pad_token_id=0,
+        input_names=("input_ids", "attention_mask"),
+        shapes=ShapeRange(min=(1, 1), opt=(8, 64), max=(64, 2048)),
+    )
+    lengths = [600, *range(5, 512, 30), 3, 2000]
+    shapes: list[tuple[int, ...]] = []
+
+    def infer(inputs: Inputs) -> NDArray[np.float32]:
+        shapes.append(inputs["input_ids"].shape)
+        return inputs["attention_mask"].sum(axis=1, keepdims=True).astype(np.float32)
+
+    found = rows(infer, tower, [np.ones(length, dtype=np.int64) for length in lengths])
+    assert found[:, 0].tolist() == lengths
+    assert all(size == 1 or (size <= MAX_BATCH and size * width <= MAX_BATCH_COST) for size, width in shapes)
+    assert len(shapes) < len(lengths)
+    shapes.clear()
+    rows(infer, tower, [np.ones(5, dtype=np.int64)] * 4)
+    assert [size for size, _ in shapes] == [2, 2]  # each of the two ways to run a batch is proved
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ batch_seconds_sum{tower="model"} 2.0
 batch_seconds_count{tower="model"} 12.0
 batch_tokens_sum{tower="model"} 800.0
 batch_tokens_count{tower="model"} 10.0
-batch_padded_tokens_sum{tower="model"} 1000.0
+padded_tokens_total{tower="model"} 1000.0
 queue_time_seconds_sum{tower="model"} 1e-1
 queue_time_seconds_count{tower="model"} 50.0
 e2e_request_latency_seconds_sum{route="/v1/embeddings"} 3.0
@@ -50,8 +50,12 @@ def test_metrics_between_two_readings_are_means_of_what_happened_meanwhile() -> 
 
 
 def test_the_busy_share_is_of_a_stream_where_several_run_at_once() -> None:
-    told = scrape.parse(AFTER + 'engine_streams{tower="model"} 2.0\n')
-    assert scrape.between(scrape.parse(BEFORE), told, 1.0, {}).engine_busy == pytest.approx(0.75)
+    told = scrape.between(
+        scrape.parse(BEFORE + 'engine_busy_seconds_total{tower="model"} 0.25\n'),
+        scrape.parse(AFTER + 'engine_busy_seconds_total{tower="model"} 1.0\n'),
+        *(1.0, {}),
+    )
+    assert (told.engine_busy, told.engine_streams) == (pytest.approx(0.75), pytest.approx(2.0))
     assert scrape.between(scrape.parse(BEFORE), scrape.parse(AFTER), 1.0, {}).engine_busy == pytest.approx(0.75)
     assert scrape.between(scrape.parse(BEFORE), scrape.parse(AFTER), 1.5, {}).engine_busy == pytest.approx(1.0)
 
