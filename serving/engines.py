@@ -44,7 +44,7 @@ def load_engines(
         return engines, known
     with phase("layout"):  # of the tower that has most to compute; the others follow it
         main = max(spec.towers, key=lambda tower: len(data[tower.name]))
-        slowdown = float("inf") if settings.performance_mode == "throughput" else layout.MAX_SLOWDOWN
+        slowdown = float("inf") if settings.performance_mode == "throughput" else None
         chosen, engine = layout.choose(
             engines.pop(main.name),
             lambda other: backends.load(profile.backend, data[main.name], _with(options, other)),

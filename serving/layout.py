@@ -19,7 +19,9 @@ from serving.tasks.base import Tower
 log = logging.getLogger(__name__)
 
 HEAVY_S = 0.03  # an engine that takes longer for one short text uses all cores well, and takes long to measure
-MAX_SLOWDOWN = 1.8  # how much longer than with all cores a text that comes alone may take
+# How much longer than with all cores a text may take in a stream: where also one that comes alone has no more than a
+# stream, and where it is lent all cores and only what runs beside others takes as long.
+MAX_SLOWDOWN, MAX_SLOWDOWN_BESIDE = 1.8, 2.2
 WORTH = 0.8  # of a lone text's time with a stream's threads: threads that are lent for less are not worth their memory
 ROUNDS, SECONDS = 2, 0.12  # of one layout's throughput; the better round counts: others use the machine too
 SHORT, LONG = 20, 64  # tokens of the text that comes alone, and of each of a batch's
@@ -46,16 +48,16 @@ Load = Callable[[Layout], Backend]
 
 
 def choose(
-    engine: Backend, load: Load, tower: Tower, num_threads: int, max_slowdown: float = MAX_SLOWDOWN
+    engine: Backend, load: Load, tower: Tower, num_threads: int, max_slowdown: float | None = None
 ) -> tuple[Layout, Backend]:
     """The layout with the most throughput of those that keep a lone text quick, and the engine loaded with it.
 
     engine: loaded with one stream; it is closed when another layout is chosen. Streams are doubled for as long as that
     pays. An engine that lends all threads to a batch that runs alone keeps a lone text as quick as any layout does.
-    Raises what load and the engine raise.
+    max_slowdown: None: the usual one. Raises what load and the engine raise.
     """
-    if engine.lends_all:
-        max_slowdown = float("inf")
+    if max_slowdown is None:
+        max_slowdown = MAX_SLOWDOWN_BESIDE if engine.lends_all else MAX_SLOWDOWN
     best_layout, best = Layout(num_streams=1, num_threads=num_threads), engine
     if num_threads == 1 or alone(best, tower) > HEAVY_S:
         return best_layout, best

@@ -85,7 +85,7 @@ TABLE = (
         "balanced",
         "how a CPU's cores are given to the engine: `latency` all to one batch, `throughput` to as many batches at "
         "once as is measured to be fastest, `balanced` the same while a lone text takes at most 1.8 times as long "
-        "(with OpenVINO, which lends it all cores, no matter how long)",
+        "(with OpenVINO, which lends it all cores, one beside others at most 2.2 times)",
     ),
     _works(
         "NIM_TRITON_MAX_BATCH_SIZE NIM_PIPELINE_MAX_BATCH_SIZE",

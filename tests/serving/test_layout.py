@@ -81,6 +81,12 @@ def test_an_engine_that_lends_all_threads_has_the_most_throughput_and_keeps_a_lo
     assert chosen(times, 8, lends_all=True) == (best, [2, 4, 8, 4], [4])
 
 
+def test_streams_that_make_what_runs_beside_others_slow_are_not_chosen_though_threads_are_lent() -> None:
+    slow = {1: 0.004, 2: 0.0055, 4: 0.012, 8: 0.02}
+    best = Layout(num_streams=2, num_threads=8, alone_threads=8)
+    assert chosen(slow, 8, lends_all=True) == (best, [2, 4, 2], [2])
+
+
 def test_threads_are_not_lent_where_a_stream_is_as_quick_with_its_own() -> None:
     for seconds in (0.006, 0.0021):
         assert chosen({1: seconds, 2: 0.002}, 2, lends_all=True) == (Layout(num_streams=2, num_threads=2), [2], [2])
