@@ -259,8 +259,8 @@ class Batcher(Generic[Item, Batch]):
                 for entry in entries:
                     self._fail(entry.ticket, error)
         else:
-            self._observe(cut, started, seconds)
             self._hand_out(entries, output)
+            self._observe(cut, started, seconds)  # after the rows: the loop needs the interpreter to answer them
 
     def _prepared(self, cut: _Cut[Item, Batch]) -> Batch:
         """The batch, when the engine is this thread's to run it."""

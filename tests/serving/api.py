@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -64,6 +65,13 @@ class Server:
         self.state = State(message="ready", service=self.service)
         self.app = App(self.state, self.metrics, limits, tracing)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://server")
+
+    async def tells(self, sample: str) -> None:
+        """Wait until the metrics have it: a batch is counted after it is answered."""
+        until = time.monotonic() + 5
+        while sample not in (await self.client.get("/v1/metrics")).text:
+            assert time.monotonic() < until, sample
+            await asyncio.sleep(0.005)
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
         return await self.client.post(path, json={"model": self.service.names[0]} | body)

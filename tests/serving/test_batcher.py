@@ -139,6 +139,8 @@ def test_any_mix_of_requests_gives_each_its_own_rows_in_order(
         numbered = [[(n * 1000 + i, cost) for i, cost in enumerate(costs)] for n, costs in enumerate(requests)]
         answers = await asyncio.gather(*(batcher.submit(items) for items in numbered))
         assert await batcher.drain(5)
+        for thread in batcher._threads:
+            thread.join(5)
         return answers
 
     answers = asyncio.run(go())
@@ -502,7 +504,7 @@ async def test_what_is_told_of_a_batch_counts_rounding_up_as_padding() -> None:
         observer=Told(),
     )
     await batcher.submit([(0, 9), (1, 12)])
-    assert told == [(21, 32)]
+    await until(lambda: told == [(21, 32)])
     await batcher.drain(5)
 
 
