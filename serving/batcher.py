@@ -8,13 +8,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.forming import form
 from serving.gathering import Gathering
+from serving.observing import Observer, Ran
 from serving.tickets import Draining, Entry, QueueFull, Ticket, tell
 from serving.turns import Turns
 from serving.waiting import Waiting
@@ -37,25 +38,6 @@ class _Cut(NamedTuple, Generic[Item, Batch]):
     num_calls: int  # of which they are
     run: Run[Batch]
     num_streams: int  # that it takes
-
-
-class Observer(Protocol):
-    """Who wants to know what the batcher does; called from its threads."""
-
-    def watch_queue(self, num_queued: Callable[[], int]) -> None:
-        """How to ask, at any time, how many items wait."""
-
-    def ran(
-        self,
-        *,
-        num_items: int,
-        cost: int,
-        padded_cost: int,
-        seconds: float,
-        share: float,
-        waited_s: Sequence[float],
-    ) -> None:
-        """One batch ran, on this share of the engine; waited_s holds each item's time in the queue."""
 
 
 class Batcher(Generic[Item, Batch]):
@@ -303,14 +285,8 @@ class Batcher(Generic[Item, Batch]):
         if self._observer is not None:
             waited = [max(0.0, started - entry.ticket.since) for entry in entries]
             sizes = sum(self._size(entry.item) for entry in entries)
-            self._observer.ran(
-                num_items=len(entries),
-                cost=sizes,
-                padded_cost=padded,
-                seconds=seconds,
-                share=cut.num_streams / self._num_streams,
-                waited_s=waited,
-            )
+            share = cut.num_streams / self._num_streams
+            self._observer.ran(Ran(len(entries), sizes, padded, seconds, share, waited))
 
     def _fail(self, ticket: Ticket[Item], error: Exception) -> None:
         self._waiting.forget(ticket)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Inputs
-from serving.batcher import Batcher, Observer
+from serving.batcher import Batcher
 from serving.encoders import EncoderPool
+from serving.observing import Observer
 from serving.tasks.base import Item, Tower
 from serving.tickets import Ticket
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +18,7 @@ from prometheus_client import (
 )
 
 from serving.gpu_metrics import GpuCollector
+from serving.observing import Ran
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _POWERS = tuple(2**n for n in range(12))
@@ -137,21 +138,12 @@ class LaneMetrics:
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
         self._queue_depth.set_function(num_queued)
 
-    def ran(
-        self,
-        *,
-        num_items: int,
-        cost: int,
-        padded_cost: int,
-        seconds: float,
-        share: float,
-        waited_s: Sequence[float],
-    ) -> None:
-        self._batch_size.observe(num_items)
-        self._batch_tokens.observe(cost)
-        self._batch_seconds.observe(seconds)
-        self._busy.inc(share * seconds)
-        self._padded_tokens.inc(padded_cost)
-        self._padding.observe(1 - cost / padded_cost if padded_cost else 0.0)
-        for wait in waited_s:
+    def ran(self, batch: Ran) -> None:
+        self._batch_size.observe(batch.num_items)
+        self._batch_tokens.observe(batch.cost)
+        self._batch_seconds.observe(batch.seconds)
+        self._busy.inc(batch.share * batch.seconds)
+        self._padded_tokens.inc(batch.padded_cost)
+        self._padding.observe(1 - batch.cost / batch.padded_cost if batch.padded_cost else 0.0)
+        for wait in batch.waited_s:
             self._queue_time.observe(wait)

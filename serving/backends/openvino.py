@@ -120,7 +120,7 @@ def _held(engine: bytes) -> NDArray[np.uint8]:
 
     It takes only memory that can be written to, and does not write.
     """
-    memory = mmap.mmap(-1, len(engine))
+    memory = mmap.mmap(-1, len(engine), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory[:] = engine
     return np.frombuffer(memory, dtype=np.uint8)
 

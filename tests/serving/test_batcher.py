@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serving.batcher import MIN_SHARE, Batcher
 from serving.forming import MAX_PADDING, form
+from serving.observing import Ran
 from serving.tickets import Draining, QueueFull, Ticket
 
 Vectors = NDArray[np.float32]
@@ -41,12 +42,12 @@ class Engine:
         self.disturbed += self.running > 0
         self.is_alone = True
         try:
-            return self.run(batch, among=0)
+            return self.run(batch, alone=True)
         finally:
             self.is_alone = False
 
-    def run(self, batch: list[tuple[int, int]], among: int | None = None) -> Vectors:
-        self.disturbed += among is None and self.is_alone
+    def run(self, batch: list[tuple[int, int]], *, alone: bool = False) -> Vectors:
+        self.disturbed += self.is_alone and not alone
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.batches.append(batch)
@@ -62,23 +63,16 @@ class Seen:
     def __init__(self) -> None:
         self.num_queued: Callable[[], int]
         self.ran_items = 0
+        self.shares: list[float] = []
 
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
         self.num_queued = num_queued
 
-    def ran(
-        self,
-        *,
-        num_items: int,
-        cost: int,
-        padded_cost: int,
-        seconds: float,
-        share: float,
-        waited_s: Sequence[float],
-    ) -> None:
-        assert cost <= padded_cost
-        assert len(waited_s) == num_items
-        self.ran_items += num_items
+    def ran(self, batch: Ran) -> None:
+        assert batch.cost <= batch.padded_cost
+        assert len(batch.waited_s) == batch.num_items
+        self.ran_items += batch.num_items
+        self.shares.append(batch.share)
 
 
 def make(
@@ -431,9 +425,9 @@ async def test_while_all_calls_are_few_one_batch_after_another_runs_alone() -> N
 
 
 async def test_more_than_few_run_in_streams_and_what_is_left_of_them_alone_when_these_have_ended() -> None:
-    engine = Engine()
+    engine, seen = Engine(), Seen()
     engine.open.clear()
-    batcher = make(engine, num_streams=2, max_cost=100, lends_all=True)
+    batcher = make(engine, num_streams=2, max_cost=100, lends_all=True, observer=seen)
     many = asyncio.create_task(batcher.submit([(n, 10) for n in range(6)]))
     await until(lambda: engine.running == 2)
     late = asyncio.create_task(batcher.submit([(9, 10)]))
@@ -443,6 +437,8 @@ async def test_more_than_few_run_in_streams_and_what_is_left_of_them_alone_when_
     await asyncio.wait_for(asyncio.gather(many, late), 5)
     assert engine.alone == [[(9, 10)]]
     assert engine.disturbed == 0
+    await until(lambda: len(seen.shares) == 3)
+    assert sorted(seen.shares) == [0.5, 0.5, 1.0]  # of the engine
     await batcher.drain(5)
 
 
@@ -450,9 +446,9 @@ async def test_what_comes_while_the_last_stream_ends_still_joins_the_batch_that_
     gates = {n: threading.Event() for n in (0, 3)}
 
     class Gated(Engine):
-        def run(self, batch: list[tuple[int, int]], among: int | None = None) -> Vectors:
+        def run(self, batch: list[tuple[int, int]], *, alone: bool = False) -> Vectors:
             gates.get(batch[0][0], self.open).wait(10)
-            return super().run(batch, among)
+            return super().run(batch, alone=alone)
 
     engine = Gated()
     batcher = make(engine, num_streams=2, max_cost=100, lends_all=True)
@@ -490,8 +486,8 @@ async def test_what_is_told_of_a_batch_counts_rounding_up_as_padding() -> None:
     told: list[tuple[int, int]] = []
 
     class Told(Seen):
-        def ran(self, *, cost: int, padded_cost: int, **_: object) -> None:  # type: ignore[override]
-            told.append((cost, padded_cost))
+        def ran(self, batch: Ran) -> None:
+            told.append((batch.cost, batch.padded_cost))
 
     batcher = Batcher(
         prepare=list,

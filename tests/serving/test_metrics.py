@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.metrics import Metrics
+from serving.observing import Ran
 from serving.tasks.base import TOWERS
 
 # NVML's calls that the gauges make, as a library that the real nvidia-ml-py loads. The second GPU tells no energy.
@@ -85,12 +86,14 @@ def test_a_batch_leaves_its_figures_under_its_tower() -> None:
         metrics.lane(tower)
     image = metrics.lane("image")
     image.watch_queue(lambda: 3)
-    image.ran(num_items=4, cost=60, padded_cost=80, seconds=0.2, share=0.5, waited_s=[0.1, 0.1, 0.3, 0.5])
+    image.ran(Ran(num_items=4, cost=60, padded_cost=80, seconds=0.2, share=0.5, waited_s=[0.1, 0.1, 0.3, 0.5]))
     told = values(metrics.text().decode())
     assert told['queue_depth{tower="image"}'] == 3
     assert told['batch_size_sum{tower="image"}'] == 4
     assert told['batch_tokens_sum{tower="image"}'] == 60
     assert told['batch_seconds_sum{tower="image"}'] == 0.2
+    assert told['engine_busy_seconds_total{tower="image"}'] == 0.1
+    assert told['padded_tokens_total{tower="image"}'] == 80
     assert told['padding_waste_ratio_sum{tower="image"}'] == 0.25
     assert told['queue_time_seconds_count{tower="image"}'] == 4
     assert told['queue_time_seconds_sum{tower="image"}'] == pytest.approx(1.0)
