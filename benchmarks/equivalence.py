@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.bench import answers, scenarios
-from pipelines.bench.endpoint import Endpoint
-from pipelines.bench.results import Check
+from benchmarks.load import answers
+from benchmarks.load.endpoint import Endpoint
+from benchmarks.report.results import Check
+from benchmarks.scenarios import scenarios
 
 LEAST_COSINE = 0.999
 NUM_LENGTHS = 48

@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import equivalence, limits, servers
+from benchmarks import equivalence, limits, servers, suite
+from benchmarks.load.endpoint import Endpoint
+from benchmarks.load.job import Generator
 from benchmarks.prepare import Built
 from benchmarks.raw_engine import RawEngine, Read
+from benchmarks.report.results import Check, Load, Server, Table
+from benchmarks.scenarios.corpus import Corpus
+from benchmarks.scenarios.scenarios import Requests
 from benchmarks.servers import Running
-from pipelines.bench import suite
-from pipelines.bench.corpus import Corpus
-from pipelines.bench.endpoint import Endpoint
-from pipelines.bench.job import Generator
-from pipelines.bench.results import Check, Load, Server, Table
-from pipelines.bench.scenarios import Requests
-from pipelines.bench.suite import Say, Target, Wanted
+from benchmarks.suite import Say, Target, Wanted
 
 OURS = "enginery"
 # What the peer's engines are tried with before one of them is chosen for each kind of load: scenario -> concurrency.

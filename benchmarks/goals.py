@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pipelines.bench.results import Cell, Check, Load, Results
+from benchmarks.report.results import Cell, Check, Load, Results
 
 TIMES_THE_PEER = 3.0
 OF_THE_ENGINE = 0.9

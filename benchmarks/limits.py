@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.raw_engine import RawEngine, Timed, packed
-from pipelines.bench import figures
-from pipelines.bench.figures import Figures
-from pipelines.bench.results import Cell, Load
-from pipelines.bench.scenarios import Requests
+from benchmarks.report import figures
+from benchmarks.report.figures import Figures
+from benchmarks.report.results import Cell, Load
+from benchmarks.scenarios.scenarios import Requests
 
 NAME = "engine alone"
 QUERY_BATCHES = (1, 2, 3, 4, 6, 8, 11, 15)

@@ -6,18 +6,21 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
 
-from serving import boot, listen, logs
 from serving.api.state import Limits, Service
 from serving.backends.base import Inputs
-from serving.layout import Layout
-from serving.metrics import Metrics
-from serving.settings import load
+from serving.http import listen
+from serving.settings.settings import load
+from serving.start import boot
+from serving.start.layout import Layout
 from serving.tasks.spec import Spec
+from serving.watch import logs
+from serving.watch.metrics import Metrics
 
 
 class NullEngine:
@@ -57,13 +60,14 @@ def main(rootfs: Path, port: int) -> int:
         engines = {tower.name: NullEngine(tower.dimension) for tower in spec.towers}
         return engines, Layout(num_streams=1, num_threads=1)
 
-    boot.load_engines = null  # type: ignore[assignment]
-    boot.prove = lambda *args: type("Report", (), {"min_cosine": 1.0, "num_items": 0})()  # type: ignore[assignment]
+    vars(boot)["load_engines"] = null
+    vars(boot)["prove"] = lambda *args: SimpleNamespace(min_cosine=1.0, num_items=0)
 
     def start(metrics: Metrics, say: Callable[[str], None]) -> Service:
         return boot.start(found, metrics, say)
 
-    return uvloop.run(listen.serve(listen.bind("127.0.0.1", port), start, Limits()))
+    code: int = uvloop.run(listen.serve(listen.bind("127.0.0.1", port), start, Limits()))
+    return code
 
 
 if __name__ == "__main__":

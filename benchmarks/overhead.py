@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import servers, special
+from benchmarks import servers, special, suite
+from benchmarks.load.job import Generator
+from benchmarks.report.results import Check, Load, Table
 from benchmarks.special import Ground, Special
-from pipelines.bench import suite
-from pipelines.bench.job import Generator
-from pipelines.bench.results import Check, Load, Table
-from pipelines.bench.suite import Wanted
+from benchmarks.suite import Wanted
 
 CONCURRENCY = (1, 8, 16, 32, 64)
 WANTED = 5000  # req/s

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import servers, special
+from benchmarks.load.job import Arrays, Generator, Outcome
+from benchmarks.report import figures
+from benchmarks.report.results import Check, Table
 from benchmarks.special import MIB, Ground, Special, Watch
-from pipelines.bench import figures
-from pipelines.bench.job import Arrays, Generator, Outcome
-from pipelines.bench.results import Check, Table
 
 CAPACITY_CONCURRENCY, CAPACITY_S, CAPACITY_ROUNDS = 64, 5.0, 5
 SETTLE_S = 10.0  # until memory is compared: the queue has filled

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import servers, special
+from benchmarks.load.job import Generator, Outcome
+from benchmarks.report.figures import of_run
+from benchmarks.report.results import Check, Table
+from benchmarks.scenarios.scenarios import Requests
 from benchmarks.special import Ground, Special
-from pipelines.bench import scrape
-from pipelines.bench.figures import of_run
-from pipelines.bench.job import Generator, Outcome
-from pipelines.bench.results import Check, Table
-from pipelines.bench.scenarios import Requests
-from pipelines.bench.scrape import Inside
-from pipelines.bench.suite import Target
+from benchmarks.suite import Target
+from benchmarks.watch import scrape
+from benchmarks.watch.scrape import Inside
 
 CONCURRENCY = 32
 MOST_WASTE = 0.15

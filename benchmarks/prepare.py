@@ -11,7 +11,8 @@ import msgspec
 
 from benchmarks import models
 from pipelines.errors import EngineryError
-from serving import hardware, manifest, select
+from serving.choice import hardware, select
+from serving.contract import manifest
 
 MAKE_PEER = "make bench makes it (requirements-peer.txt)"
 

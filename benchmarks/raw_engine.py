@@ -19,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipelines.bench.job import read_message, write_message
+from benchmarks.load.job import read_message, write_message
 from pipelines.errors import EngineryError
-from serving import backends, cache, hardware, manifest
+from serving import backends
 from serving.backends import openvino
 from serving.backends.base import Backend, LoadOptions
+from serving.cache import fetch
+from serving.choice import hardware
+from serving.contract import manifest
 from serving.tasks import embed, rerank
 from serving.tasks.spec import load_spec
 
@@ -124,7 +127,7 @@ class _Engine:
         root = model_dir / "rootfs" / "opt" / "nim"
         offered = manifest.read(root / "etc" / "default" / "model_manifest.yaml")
         profile = next(profile for profile in offered.profiles if profile.name == name)
-        files = cache.fetch(profile, root=root)
+        files = fetch.fetch(profile, root=root)
         self._spec = load_spec(files["task.json"])
         self._tower = self._spec.towers[0]
         self._tokenizer = files["tokenizer.json"]

@@ -20,19 +20,21 @@ from statistics import median
 import msgspec
 
 from benchmarks import fleet as fleets
-from benchmarks import goals, models, overhead, overload, padding, prepare, servers, start_and_size, turns
+from benchmarks import goals, models, overhead, overload, padding, prepare, servers, start_and_size, suite, turns
 from benchmarks import special as special_runs
 from benchmarks.fleet import OURS, Fleet
+from benchmarks.load.endpoint import Endpoint
+from benchmarks.load.job import Generator
 from benchmarks.prepare import Built
+from benchmarks.report import page
+from benchmarks.report.results import Load, Results, Table, dump
+from benchmarks.scenarios import scenarios, tokenizer_files
+from benchmarks.scenarios.corpus import Corpus
+from benchmarks.scenarios.scenarios import Requests
 from benchmarks.special import Ground, Special
-from pipelines.bench import machine, procfs, report, scenarios, suite, tokenizer_files
-from pipelines.bench.corpus import Corpus
-from pipelines.bench.endpoint import Endpoint
-from pipelines.bench.job import Generator
-from pipelines.bench.procfs import Memory
-from pipelines.bench.results import Load, Results, Table, dump
-from pipelines.bench.scenarios import Requests
-from pipelines.bench.suite import Target, Wanted
+from benchmarks.suite import Target, Wanted
+from benchmarks.watch import machine, procfs
+from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError
 
 SHORT_PEERS = ("optimum", "torch-bf16")  # torch as it comes was the slowest at everything but short mixed loads
@@ -51,7 +53,7 @@ def main() -> int:
     stem = given.output / f"{results.date[:10]}-{'short' if given.short else 'side-by-side'}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_bytes(dump(results))
-    report.write(results, stem)
+    page.write(results, stem)
     missed = [check for check in results.checks if not check.passed]
     for check in missed:
         say(f"not reached: {check.name}: {check.found}; wanted {check.wanted}")

@@ -11,10 +11,10 @@ import sys
 import time
 
 from benchmarks import servers, special
+from benchmarks.load.job import Generator
+from benchmarks.report.figures import Figures
+from benchmarks.report.results import Check, Table
 from benchmarks.special import MIB, Ground, Special, Watch
-from pipelines.bench.figures import Figures
-from pipelines.bench.job import Generator
-from pipelines.bench.results import Check, Table
 
 SETTLE_S = 120.0  # buffers and caches reach their size
 PIECE_S = 30.0

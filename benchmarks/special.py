@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import prepare
-from pipelines.bench import machine, procfs, report, scenarios, tokenizer_files
-from pipelines.bench.corpus import Corpus
-from pipelines.bench.endpoint import Endpoint
-from pipelines.bench.procfs import Memory
-from pipelines.bench.results import Check, Results, Server, Table, dump
-from pipelines.bench.scenarios import Requests
-from pipelines.bench.suite import Say, Target
+from benchmarks.load.endpoint import Endpoint
+from benchmarks.report import page
+from benchmarks.report.results import Check, Results, Server, Table, dump
+from benchmarks.scenarios import scenarios, tokenizer_files
+from benchmarks.scenarios.corpus import Corpus
+from benchmarks.scenarios.scenarios import Requests
+from benchmarks.suite import Say, Target
+from benchmarks.watch import machine, procfs
+from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError
 
 NAME = "enginery"
@@ -134,7 +136,7 @@ def main_of(title: str, run: Callable[[Ground, argparse.Namespace], Special], pa
     if given.output is not None:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.with_suffix(".json").write_bytes(dump(results))
-        given.output.with_suffix(".html").write_text(report.render(results), "utf-8")
+        given.output.with_suffix(".html").write_text(page.render(results), "utf-8")
     return 0
 
 

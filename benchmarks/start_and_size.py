@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import servers
-from pipelines.bench import procfs
-from pipelines.bench.results import Table
+from benchmarks.report.results import Table
+from benchmarks.watch import procfs
 
 PHASE = re.compile(r"Phase (\S+) took ([\d.]+) s")
 REST_S = 2.0  # after it is ready, until memory at rest is read

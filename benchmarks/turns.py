@@ -8,15 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import goals, limits, servers
+from benchmarks import goals, limits, servers, suite
 from benchmarks.fleet import OURS, Fleet
 from benchmarks.goals import Beside, Same
-from pipelines.bench import bounds, figures, suite
-from pipelines.bench.endpoint import Endpoint
-from pipelines.bench.job import Generator
-from pipelines.bench.results import Cell, Load, Table
-from pipelines.bench.scenarios import Requests
-from pipelines.bench.suite import Say, Target, Wanted
+from benchmarks.load.endpoint import Endpoint
+from benchmarks.load.job import Generator
+from benchmarks.report import bounds, figures
+from benchmarks.report.results import Cell, Load, Table
+from benchmarks.scenarios.scenarios import Requests
+from benchmarks.suite import Say, Target, Wanted
 
 SECONDS = {"query": 2.5, "passage": 2.0, "mixed": 4.0, "rerank": 1.5}
 SHORT_SECONDS = {"query": 1.5, "passage": 1.5, "mixed": 3.0, "rerank": 1.5}

@@ -24,10 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import stage
-from pipelines.build import Workshop
-from pipelines.external_data import SUFFIX
-from pipelines.graph import Graph
-from pipelines.run import STAGE_ENVIRONMENT, in_process, run
+from pipelines.build.build_matrix import Workshop
+from pipelines.build.executor import STAGE_ENVIRONMENT, in_process, run
+from pipelines.onnx_graph.external_data import SUFFIX
+from pipelines.plan.graph import Graph
 
 MAKING = ("texts", "export", "quantize", "compile")
 

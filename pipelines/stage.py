@@ -12,10 +12,10 @@ from typing import Any
 
 # Every stage that can run as a command, and the module that holds its `run` function.
 STAGES = {
-    "texts": "pipelines.texts",
+    "texts": "pipelines.datasets.docstrings",
     "export": "pipelines.export",
     "quantize": "pipelines.quantize",
-    "shard": "pipelines.shards",
+    "shard": "pipelines.shard",
     "compile": "pipelines.compile",
     "measure": "pipelines.measure",
 }

@@ -1,4 +1,4 @@
-"""`python -m serving [VERB]`: the image's entry point; it reads the environment once. Other verbs are serving.cli's."""
+"""`python -m serving [VERB]`: the image's entry point; it reads the environment once. Other verbs are start.cli's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.listen import Tls
-    from serving.settings import Settings
-    from serving.tracing import Tracing
+    from serving.http.listen import Tls
+    from serving.settings.settings import Settings
+    from serving.watch.tracing import Tracing
 
 SERVE = ("serve", "nim-serve", "start_server")
 
@@ -19,11 +19,12 @@ SERVE = ("serve", "nim-serve", "start_server")
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 after a clean stop, else that of the error (serving.errors)."""
     if argv and argv[0] not in SERVE:
-        from serving import cli
+        from serving.start import cli
 
         return cli.main(argv)
-    from serving import logs, settings
     from serving.errors import ServingError
+    from serving.settings import settings
+    from serving.watch import logs
 
     try:
         found = settings.load(os.environ)
@@ -39,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
 
     import uvloop
 
-    from serving import listen
     from serving.api.state import Limits, Service
-    from serving.metrics import Metrics
+    from serving.http import listen
+    from serving.watch.metrics import Metrics
 
     def load(metrics: Metrics, say: Callable[[str], None]) -> Service:
-        from serving import boot  # numpy, tokenizers: imported while the port answers already
+        from serving.start import boot  # numpy, tokenizers: imported while the port answers already
 
         return boot.start(found, metrics, say)
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _tls(found: Settings) -> Tls | None:
     """Settings are whole: what a mode needs is there."""
-    from serving.listen import Tls
+    from serving.http.listen import Tls
 
     if found.ssl_mode == "DISABLED" or found.ssl_key_path is None or found.ssl_certs_path is None:
         return None
@@ -79,7 +80,7 @@ def _tracing(found: Settings) -> Tracing | None:
     if not found.otel:
         return None
     from serving.errors import SettingsError
-    from serving.tracing import Tracing
+    from serving.watch.tracing import Tracing
 
     try:
         return Tracing(

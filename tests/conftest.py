@@ -10,3 +10,10 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "ORT_DISABLE_TELEMETRY": "1",
 }
+
+pytest_plugins = [
+    "tests.support.models",
+    "tests.support.profiles",
+    "tests.support.bench",
+    "tests.support.side_by_side",
+]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.recipes import bodies
+from pipelines.recipes import transformer
 
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 600
@@ -96,8 +96,8 @@ def original(folder: Path) -> NDArray[np.float32]:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    body, vectors = bodies.Original(folder), []
-    with torch.inference_mode(), bodies.reproducible():
+    body, vectors = transformer.Original(folder), []
+    with torch.inference_mode(), transformer.reproducible():
         for text in TEXTS:
             ids = tokenizer(text, truncation=True)["input_ids"]
             vectors.append(torch.nn.functional.normalize(body.hidden_state(ids).mean(dim=0), dim=0).numpy())

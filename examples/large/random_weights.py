@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import stage
-from pipelines.build import Workshop
+from pipelines.build.build_matrix import Workshop
 from pipelines.stage import StageRequest
 
 ROOT = Path(__file__).parents[2]

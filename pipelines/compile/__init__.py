@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from pipelines import external_data
-from pipelines.compile import onnx, openvino, tensorrt
+from pipelines.compile import onnxruntime, openvino, tensorrt
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
+from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult
-from serving.profile import Precision, ShapeRange
+from serving.contract.profile import Precision, ShapeRange
 from serving.tasks.base import ONLY, TOWERS, file_stem, suffixed
 
 # The compiler of a SKU -> the function that makes its engine.
@@ -23,7 +23,7 @@ COMPILERS: Mapping[str, Callable[[CompileOrder], Engine]] = {
     "tensorrt-rtx": tensorrt.compile_with_rtx,
     "tensorrt": tensorrt.compile_with_tensorrt,
     "openvino": openvino.compile_engine,
-    "onnx": onnx.compile_engine,
+    "onnx": onnxruntime.compile_engine,
 }
 
 

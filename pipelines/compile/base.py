@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.profile import Precision, ShapeRange
+from serving.contract.profile import Precision, ShapeRange
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
 from serving.backends.openvino import HINTS, hint_of, import_openvino
+from serving.contract.profile import Precision
 from serving.errors import BackendError
-from serving.profile import Precision
 
 FP16_HINT = "f16"  # the server has no machine to run it on yet
 REALIZED = {

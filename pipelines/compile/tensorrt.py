@@ -8,9 +8,9 @@ import re
 from types import ModuleType
 from typing import Any
 
-from pipelines import external_data
 from pipelines.compile.base import CompileOrder, Engine
 from pipelines.errors import CompileError
+from pipelines.onnx_graph import external_data
 from serving.backends.tensorrt import import_tensorrt_rtx
 from serving.errors import BackendError
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import external_data, pictures, retrieval, speed
+from pipelines.datasets import images, retrieval
 from pipelines.errors import GateError
+from pipelines.measure import speed
 from pipelines.measure.embed import cosine
 from pipelines.measure.runner import (
     SCHEMA_VERSION,
@@ -28,8 +29,9 @@ from pipelines.measure.runner import (
     rounded,
     unit,
 )
+from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult
-from serving.profile import Precision
+from serving.contract.profile import Precision
 from serving.tasks.base import TOWERS, Tower, suffixed
 from serving.tasks.clip import ClipSpec, Encoder, load_golden
 from serving.tasks.spec import load_spec
@@ -59,7 +61,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     golden = load_golden(inputs["golden.json"].read_bytes())
     items: dict[str, Items] = {
         TEXT: encoder.encode_texts(golden.texts, truncate="END"),
-        IMAGE: pictures.encode(encoder, golden.images, "golden"),
+        IMAGE: images.encode(encoder, golden.images, "golden"),
     }
     rows = {name: runner.vectors(items[name]) for name, runner in runners.items()}
     found = labelled.run(runners)
@@ -133,7 +135,7 @@ class _Labelled:
     def _image_vectors(self, runner: Runner) -> Rows:
         """(pictures, D). Encoded a part at a time: 500 pictures of 224 pixels a side are 300 MB of numbers."""
         parts = [self.files[i : i + 64] for i in range(0, len(self.files), 64)]
-        return np.concatenate([runner.vectors(pictures.encode(self.encoder, part, "test")) for part in parts])
+        return np.concatenate([runner.vectors(images.encode(self.encoder, part, "test")) for part in parts])
 
 
 def gallery(found: Found, labelled: _Labelled) -> list[dict[str, Any]]:
@@ -155,11 +157,11 @@ def gallery(found: Found, labelled: _Labelled) -> list[dict[str, Any]]:
 
 def _labelled(encoder: Encoder, params: Mapping[str, Any]) -> _Labelled:
     folder = Path(params.get("source_base", ".")) / params["pictures"]
-    shown = pictures.read(folder)
+    shown = images.read(folder)
     test = shown.splits["test"]
     return _Labelled(
         name=folder.name,
-        digest=pictures.pictures_digest(folder),
+        digest=images.pictures_digest(folder),
         classes=shown.classes,
         files=tuple(data for data, _ in test),
         labels=np.array([label for _, label in test]),

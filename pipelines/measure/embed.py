@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import external_data, retrieval, speed
+from pipelines.datasets import retrieval
 from pipelines.errors import GateError
+from pipelines.measure import speed
 from pipelines.measure.runner import (
     SCHEMA_VERSION,
     Items,
@@ -26,8 +27,9 @@ from pipelines.measure.runner import (
     rounded,
     unit,
 )
+from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult
-from serving.profile import Precision
+from serving.contract.profile import Precision
 from serving.tasks import embed
 from serving.tasks.base import Tower
 

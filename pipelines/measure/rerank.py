@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import external_data, rerank_set, retrieval, speed
+from pipelines.datasets import rerank as rerank_set
+from pipelines.datasets import retrieval
 from pipelines.errors import GateError
+from pipelines.measure import speed
 from pipelines.measure.runner import SCHEMA_VERSION, Items, Runner, cut, is_reference, open_runner, realized, rounded
+from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult
-from serving.profile import Precision
+from serving.contract.profile import Precision
 from serving.tasks import rerank
 from serving.tasks.base import Tower
 from serving.tasks.spec import load_spec

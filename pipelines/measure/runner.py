@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import external_data, typed_onnx
 from pipelines.errors import GateError
+from pipelines.onnx_graph import external_data
+from pipelines.onnx_graph import precision as typed_onnx
 from serving.backends import load, onnxruntime
 from serving.backends.base import Backend, LoadOptions
+from serving.contract.profile import Precision
 from serving.errors import BackendError
-from serving.profile import Precision
 from serving.tasks.base import ONLY, Item, Tower, suffixed
 
 SCHEMA_VERSION = 1  # of metrics.json

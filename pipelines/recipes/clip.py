@@ -11,17 +11,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipelines import pictures
+from pipelines.datasets import images as pictures
 from pipelines.errors import ExportError
-from pipelines.recipes import clip_torch
+from pipelines.recipes import clip_towers
 from serving.backends.base import Inputs
-from serving.profile import ShapeRange
+from serving.contract.profile import ShapeRange
 from serving.tasks import base
 from serving.tasks.clip import ClipSpec, Encoder, GoldenClip, dump_golden
 from serving.tasks.spec import dump_spec, load_spec
 
 TOWERS = base.TOWERS["clip"]
-to_onnx = clip_torch.to_onnx
+to_onnx = clip_towers.to_onnx
 NUM_PROOF_TEXTS, NUM_PROOF_PICTURES = 32, 8  # they ship, and every server's start runs them
 MAX_PIXEL_DIFFERENCE = 1.0  # of 255, between the server's preprocessing and the model's own
 MAX_RAW_BYTES = 64 * 2**10  # a golden picture larger than this is stored smaller
@@ -49,12 +49,12 @@ def write_files(
     pixels = pictures.encode(encoder, golden_pictures, "golden")
     _check_tokens(encoder, golden_texts, tokenizer, spec.max_tokens)
     _check_pixels(pixels, golden_pictures, folder, spec)
-    model = clip_torch.load(folder)
+    model = clip_towers.load(folder)
     golden = GoldenClip(
         texts=golden_texts,
-        text_vectors=clip_torch.text_reference(model, encoder.encode_texts(golden_texts, truncate="END")),
+        text_vectors=clip_towers.text_reference(model, encoder.encode_texts(golden_texts, truncate="END")),
         images=golden_pictures,
-        image_vectors=clip_torch.image_reference(model, pixels),
+        image_vectors=clip_towers.image_reference(model, pixels),
     )
     (output_dir / "tokenizer.json").write_bytes(raw_tokenizer)
     (output_dir / "task.json").write_bytes(dump_spec(spec))

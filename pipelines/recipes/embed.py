@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
-from pipelines.recipes import bodies
-from pipelines.recipes.head import Head, matryoshka_of, max_tokens_of, read_head
+from pipelines.recipes import transformer
+from pipelines.recipes.pooling_head import Head, matryoshka_of, max_tokens_of, read_head
 from serving.backends.base import Inputs
-from serving.profile import ShapeRange
+from serving.contract.profile import ShapeRange
 from serving.tasks.base import ONLY
 from serving.tasks.embed import EmbedSpec, Encoder, Golden, collate, dump_golden, dump_spec, load_spec
 
@@ -28,7 +28,7 @@ MIN_NORM = 1e-12  # torch.nn.functional.normalize's
 def to_onnx(folder: Path, scratch: Path) -> dict[str, Any]:
     """A model folder -> the one tower's fp32 ONNX, head included. Raises ExportError."""
     read_head(folder)  # a head that is not supported is told before the body is exported, which takes minutes
-    model = bodies.to_onnx(folder, scratch)
+    model = transformer.to_onnx(folder, scratch)
     add_head(model, folder)
     return {ONLY: model}
 
@@ -138,8 +138,8 @@ def reference(folder: Path, head: Head, encodings: Sequence[Sequence[int]]) -> N
     """What PyTorch gives in float32, one text at a time so that no padding is involved: N token lists -> (N, D)."""
     import torch
 
-    body, vectors = bodies.Original(folder), []
-    with torch.inference_mode(), bodies.reproducible():
+    body, vectors = transformer.Original(folder), []
+    with torch.inference_mode(), transformer.reproducible():
         for ids in encodings:
             hidden = body.hidden_state(ids)
             vector = {"mean": hidden.mean(dim=0), "cls": hidden[0], "lasttoken": hidden[-1]}[head.pooling]
@@ -177,7 +177,7 @@ def _max_tokens(folder: Path, asked: int | None, shapes: ShapeRange) -> int:
         raise ExportError(
             f"max_tokens is {asked}, shapes.max has {shapes.max[1]} tokens; lower the one or raise the other"
         )
-    positions = bodies.read_body(folder).max_positions
+    positions = transformer.read_body(folder).max_positions
     if asked is not None and positions is not None and asked > positions:
         raise ExportError(f"max_tokens is {asked}, {folder.name} can take {positions} tokens; lower max_tokens")
     return asked or min(max_tokens_of(folder), shapes.max[1])

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import rerank_set, retrieval
+from pipelines.datasets import rerank, retrieval
 from pipelines.errors import ExportError
-from pipelines.exporter import optimum_onnx
-from pipelines.recipes import bodies, rerank_head
-from pipelines.recipes.head import max_tokens_of
+from pipelines.recipes import rerank_head, transformer
+from pipelines.recipes.pooling_head import max_tokens_of
+from pipelines.recipes.to_onnx import optimum_onnx
 from serving.backends.base import Inputs
-from serving.profile import ShapeRange
+from serving.contract.profile import ShapeRange
 from serving.tasks.base import ONLY
 from serving.tasks.rerank import Encoder, GoldenPairs, RerankSpec, dump_golden
 from serving.tasks.spec import dump_spec, load_spec
@@ -33,19 +33,19 @@ def to_onnx(folder: Path, scratch: Path) -> dict[str, Any]:
     from onnx import TensorProto, helper
 
     check(folder)
-    body = bodies.read_body(folder)
+    body = transformer.read_body(folder)
     if body.is_decoder:
-        model = bodies.to_onnx(folder, scratch)
+        model = transformer.to_onnx(folder, scratch)
         rerank_head.add_head(model, rerank_head.read_decoder_head(folder))
         return {ONLY: model}
     model = optimum_onnx(folder, OPTIMUM_TASK, scratch)
-    bodies.soften_masks(model)
+    transformer.soften_masks(model)
     graph = model.graph
-    unknown = [value.name for value in graph.input if value.name not in bodies.INPUTS]
+    unknown = [value.name for value in graph.input if value.name not in transformer.INPUTS]
     if unknown:
         raise ExportError(
-            f"{folder.name}: its graph asks for {', '.join(unknown)}, the server gives {', '.join(bodies.INPUTS)}; "
-            f"'{body.model_type}' models are not supported"
+            f"{folder.name}: its graph asks for {', '.join(unknown)}, the server gives "
+            f"{', '.join(transformer.INPUTS)}; '{body.model_type}' models are not supported"
         )
     graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["scores"], name="head/scores"))
     del graph.output[:]
@@ -57,7 +57,7 @@ def check(folder: Path) -> None:
     """Raise ExportError, listing everything that keeps a folder from being a reranker."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    model_type = bodies.read_body(folder).model_type
+    model_type = transformer.read_body(folder).model_type
     config, problems = json.loads((folder / "config.json").read_bytes()), []
     if model_type not in CONFIG_MAPPING_NAMES:
         problems.append(
@@ -75,7 +75,7 @@ def check(folder: Path) -> None:
             "use task: embed for a model that gives vectors"
         )
     pooling = config.get("pooling", "avg")
-    if model_type in bodies.DECODERS and pooling not in rerank_head.POOLINGS:
+    if model_type in transformer.DECODERS and pooling not in rerank_head.POOLINGS:
         problems.append(
             f"config.json: pooling {pooling!r} is not supported; one of {', '.join(rerank_head.POOLINGS)} is"
         )
@@ -136,7 +136,7 @@ def golden_pairs(texts: Mapping[str, Any], num_pairs: int) -> tuple[tuple[str, s
             "ask for fewer"
         )
     last = labelled.queries[-num_queries:]
-    found = rerank_set.search(last, labelled.passages, CANDIDATES_PER_QUERY)
+    found = rerank.search(last, labelled.passages, CANDIDATES_PER_QUERY)
     pairs = [(query, labelled.passages[p]) for query, row in zip(last, found, strict=True) for p in row.tolist()]
     return tuple(pairs[:num_pairs])
 
@@ -145,8 +145,8 @@ def reference(folder: Path, items: Sequence[NDArray[np.int64]], spec: RerankSpec
     """What PyTorch gives in float32, one pair at a time so that no padding is involved: N arrays (2, T) -> (N,)."""
     import torch
 
-    logit = rerank_head.pytorch_logit(folder) if bodies.read_body(folder).is_decoder else _logit(folder, spec)
-    with torch.inference_mode(), bodies.reproducible():
+    logit = rerank_head.pytorch_logit(folder) if transformer.read_body(folder).is_decoder else _logit(folder, spec)
+    with torch.inference_mode(), transformer.reproducible():
         return np.array([logit(item) for item in items], dtype=np.float32)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
-from pipelines.recipes import bodies
+from pipelines.recipes import transformer
 
 # What config.json of a llama_bidirec model calls them. Other decoders' …ForSequenceClassification reads the last token.
 POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
@@ -32,7 +32,7 @@ def read_decoder_head(folder: Path) -> DecoderHead:
     from safetensors import safe_open
 
     config = json.loads((folder / "config.json").read_bytes())
-    is_bidirectional = config.get("model_type") in bodies.BIDIRECTIONAL
+    is_bidirectional = config.get("model_type") in transformer.BIDIRECTIONAL
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:  # NumPy has no bf16
             if "score.weight" in file.keys():  # noqa: SIM118  # no dict
@@ -82,7 +82,7 @@ def pytorch_logit(folder: Path) -> Callable[[NDArray[np.int64]], float]:
     """What PyTorch gives for one pair, (2, T): what the graph is compared with."""
     import torch
 
-    original, head = bodies.Original(folder), read_decoder_head(folder)
+    original, head = transformer.Original(folder), read_decoder_head(folder)
     weight = torch.tensor(head.weight[0])
 
     def logit(item: NDArray[np.int64]) -> float:

@@ -16,10 +16,10 @@ from serving.api.embeddings import embeddings
 from serving.api.openapi import openapi_json
 from serving.api.ranking import ranking, rerank
 from serving.api.state import Call, Limits, Response, Service, State
-from serving.lanes import Timing
-from serving.logs import FIELDS
-from serving.metrics import Metrics
-from serving.tracing import Tracing
+from serving.batching.lanes import Timing
+from serving.watch.logs import FIELDS
+from serving.watch.metrics import Metrics
+from serving.watch.tracing import Tracing
 
 log = logging.getLogger(__name__)
 

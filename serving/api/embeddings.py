@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serving.api.errors import invalid
 from serving.api.requests import ModelName, Truncation, as_list, check_model, check_texts, decode
 from serving.api.state import Call, Response, Service
-from serving.lanes import Lane, Timing
+from serving.batching.lanes import Lane, Timing
 from serving.tasks import clip, embed
 from serving.tasks.base import ONLY
 from serving.tasks.images import BadImage, is_data_uri, parse_data_uri

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from serving.api.state import Response
+from serving.batching.tickets import Draining, QueueFull
 from serving.tasks.images import BadImage
 from serving.tasks.text import TextTooLong, TextWithoutTokens
-from serving.tickets import Draining, QueueFull
 
 
 class Problem(Exception):

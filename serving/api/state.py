@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.encoders import EncoderPool
-from serving.lanes import Lane, Timing
-from serving.profile import Profile
+from serving.batching.encoders import EncoderPool
+from serving.batching.lanes import Lane, Timing
+from serving.contract.profile import Profile
 from serving.tasks.spec import Spec
 
 

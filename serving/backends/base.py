@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.profile import Precision
+from serving.contract.profile import Precision
 
 Inputs = Mapping[str, NDArray[Any]]  # int64 (B, T) of tokens, or float32 (B, C, H, W) of pixels
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from serving.backends.base import Inputs, LoadOptions
 from serving.backends.checks import InputSpec, check_inputs, check_output, engine_problems
+from serving.contract.profile import Precision
 from serving.errors import BackendError
-from serving.profile import Precision
 
 NAME = "onnxruntime"
 _DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32"}

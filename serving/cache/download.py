@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.cache import local
-from serving.cache.sources import Location, Source, SourceError, Transient, opened
-from serving.profile import ProfileFile
+from serving.cache.sources.base import Location, Source, SourceError, Transient, opened
+from serving.contract.profile import ProfileFile
 
 MAX_BYTES = 1 << 40  # of a file whose manifest gives no size
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from serving.cache.sources import SourceError
+from serving.cache.sources.base import SourceError
 from serving.cache.sources.file import open_path
-from serving.profile import ProfileFile
+from serving.contract.profile import ProfileFile
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.backends.base import Inputs
-from serving.profile import ShapeRange
+from serving.contract.profile import ShapeRange
 from serving.tasks.text import MAX_CHARS_PER_TOKEN, InputType, TextTooLong, TextTower, TextWithoutTokens, Truncate
 
 

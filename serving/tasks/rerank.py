@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.profile import ShapeRange
+from serving.contract.profile import ShapeRange
 from serving.tasks.text import MAX_CHARS_PER_TOKEN, TextTooLong, TextTower, TextWithoutTokens, Truncate
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from serving.backends.base import Inputs
-from serving.profile import ShapeRange
+from serving.contract.profile import ShapeRange
 from serving.tasks.base import ONLY, Item
 
 Truncate = Literal["NONE", "START", "END"]

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from benchmarks import equivalence, fleet, goals, limits, prepare, side_by_side, turns
+from benchmarks.load.job import Generator
 from benchmarks.raw_engine import RawEngine, Read, Timed, packed
-from pipelines.bench import report, scenarios, tokenizer_files
-from pipelines.bench.corpus import Corpus
-from pipelines.bench.figures import Figures
-from pipelines.bench.job import Generator
-from pipelines.bench.results import Cell, Check, Load, Results, Server, dump, load
-from pipelines.bench.scrape import Inside
-from tests.benchmarks.conftest import ROW
-from tests.serving.conftest import Tiny
+from benchmarks.report import page as report
+from benchmarks.report.figures import Figures
+from benchmarks.report.results import Cell, Check, Load, Results, Server, dump, load
+from benchmarks.scenarios import scenarios, tokenizer_files
+from benchmarks.scenarios.corpus import Corpus
+from benchmarks.watch.scrape import Inside
+from tests.support.profiles import Tiny
+from tests.support.side_by_side import ROW
 
 
 def figures(items_per_s: float, p50: float = 0.01, p99: float = 0.02) -> Figures:

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks import overload, padding, servers, soak, special, start_and_size
 from benchmarks.special import MIB, Watch
-from pipelines.bench.procfs import Memory
+from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError
-from tests.pipelines.bench.test_figures import outcome
+from tests.benchmarks.report.test_figures import outcome
 
 
 def watch(resident: list[int], every_s: float = 1.0) -> Watch:

@@ -19,10 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines import docker_engine, image
-from pipelines.demo import HARDENED
-from pipelines.store import Store
-from tests.pipelines.conftest import ROOT, texts_json, tiny_model  # noqa: F401  fixtures
+from pipelines.cli.demo import HARDENED
+from pipelines.image import build
+from pipelines.image import docker as docker_engine
+from pipelines.store.store import Store
+from tests.support.models import ROOT
 
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -58,7 +59,7 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:  # noqa: F811
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("clients")
     shutil.copytree(tiny_model, folder / "tiny-bert")
     make_reranker(tiny_model, folder / "tiny-rerank")
@@ -96,7 +97,7 @@ def running(built: Path, model: str, tokenizer: str) -> Iterator[Served]:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "tests.lock").open("w") as file:  # other tests make the same runtime
         fcntl.flock(file, fcntl.LOCK_EX)
-        (made,) = image.build_images(dist, ("cpu",), store=Store(cache), builder="host")
+        (made,) = build.build_images(dist, ("cpu",), store=Store(cache), builder="host")
     try:
         with container(made.image_id) as url:
             yield Served(url=url, model=model, tokenizer=built / tokenizer)

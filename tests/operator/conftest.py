@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import matrix
-from pipelines.package import EXECUTION, SHARED, tags_of
-from serving import manifest
-from serving.manifest import Manifest
-from serving.profile import Profile, ProfileFile
+from pipelines.image.package import EXECUTION, SHARED, tags_of
+from pipelines.matrix import load
+from serving.contract import manifest
+from serving.contract.manifest import Manifest
+from serving.contract.profile import Profile, ProfileFile
 from tests.operator.match_profiles import OperatorProfile, read_manifest
 
 MATRIX = Path(__file__).parents[2] / "sku_matrix.yaml"
@@ -20,7 +20,7 @@ ENGINE_BYTES = 50_000_000
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0", "openvino": "2026.4.1", "onnxruntime": "1.31.1"}
 
 
-def profile_of(row: matrix.Row) -> Profile:
+def profile_of(row: load.Row) -> Profile:
     tags = tags_of(row, VERSIONS, ENGINE_BYTES)
     names = (f"engine{EXECUTION[row.sku.compiler][2]}", *SHARED)
     files = []
@@ -32,17 +32,17 @@ def profile_of(row: matrix.Row) -> Profile:
     return Profile(id=manifest.profile_id(tags), name=row.name, tags=tags, files=tuple(files), proof_min_cosine=0.99)
 
 
-def dumped(rows: Iterable[matrix.Row]) -> bytes:
+def dumped(rows: Iterable[load.Row]) -> bytes:
     return manifest.dump(Manifest(model=MODEL, release="0.1.0", profiles=tuple(profile_of(row) for row in rows)))
 
 
 @pytest.fixture(scope="session")
-def plan() -> matrix.Matrix:
-    return matrix.load(MATRIX)
+def plan() -> load.Matrix:
+    return load.load(MATRIX)
 
 
 @pytest.fixture(scope="session")
-def shipped(plan: matrix.Matrix) -> bytes:
+def shipped(plan: load.Matrix) -> bytes:
     return dumped(row for row in plan.rows if row.model.name == MODEL)
 
 

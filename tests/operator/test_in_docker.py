@@ -7,9 +7,9 @@ import uuid
 
 import pytest
 
-from pipelines.image import ImageResult
+from pipelines.image.build import ImageResult
 from tests.operator.match_profiles import EXTRACT, ModelSpec, match_profiles, read_manifest
-from tests.pipelines.test_image import cache, engine, files_of, images
+from tests.pipelines.image.test_build import cache, engine, files_of, images
 
 __all__ = ["cache", "engine", "images"]  # fixtures
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from serving import manifest
-from serving.profile import Gpu, Machine, Profile
-from serving.select import candidates, decide
+from serving.choice.select import candidates, decide
+from serving.contract import manifest
+from serving.contract.profile import Gpu, Machine, Profile
 from tests.operator.conftest import VERSIONS
 from tests.operator.match_profiles import GpuSpec, ModelSpec, OperatorProfile, match_profiles
 

@@ -17,15 +17,9 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import manifest
-from tests.operator.match_profiles import (
-    ModelSpec,
-    OperatorProfile,
-    match_profiles,
-    model_name,
-    read_manifest,
-)
-from tests.serving.conftest import FIRST, GENERIC, SECOND, Tiny, add_profile, root, tiny, write_manifest
+from serving.contract import manifest
+from tests.operator.match_profiles import ModelSpec, OperatorProfile, match_profiles, model_name, read_manifest
+from tests.support.profiles import FIRST, GENERIC, SECOND, Tiny, add_profile, root, tiny, write_manifest
 
 __all__ = ["root", "tiny"]  # fixtures
 

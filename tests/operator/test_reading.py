@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import matrix, package
-from pipelines.matrix import Row
-from pipelines.package import Candidate
-from pipelines.store import file_digest
-from serving import manifest
+from pipelines.image import package
+from pipelines.image.package import Candidate
+from pipelines.matrix.values import Matrix, Row
+from pipelines.store.store import file_digest
+from serving.contract import manifest
+from serving.contract.profile import Precision
 from serving.errors import ManifestError
-from serving.profile import Precision
 from serving.tasks.base import ONLY
 from tests.operator.conftest import MODEL, VERSIONS, dumped
 from tests.operator.match_profiles import CONFIG_MAP_BYTES, EXTRACT, NotReadable, parser_of, read_manifest
@@ -60,9 +60,7 @@ def test_a_version_that_the_operator_would_read_as_something_else_is_refused_by_
 # ---- which types -----------------------------------------------------------------------------------------------------
 
 
-def test_another_yaml_reader_finds_text_wherever_the_operators_structs_hold_text(
-    shipped: bytes, plan: matrix.Matrix
-) -> None:
+def test_another_yaml_reader_finds_text_wherever_the_operators_structs_hold_text(shipped: bytes, plan: Matrix) -> None:
     """PyYAML by YAML 1.1's rules, where 1 is a number, no is false and 8.9 is not what was written."""
     read = read_manifest(shipped.decode())
     ours = manifest.load(shipped).profiles
@@ -88,7 +86,7 @@ def test_ids_are_those_that_the_operator_passes_to_download_to_cache(shipped: by
 # ---- how large -------------------------------------------------------------------------------------------------------
 
 
-def test_every_cell_of_the_matrix_at_once_fits_a_config_map(plan: matrix.Matrix) -> None:
+def test_every_cell_of_the_matrix_at_once_fits_a_config_map(plan: Matrix) -> None:
     model = next(row.model for row in plan.rows if row.model.name == MODEL)
     rows = [
         Row(model=model, sku=sku, precision=precision, tp=tp)
@@ -119,7 +117,7 @@ def test_a_manifest_that_no_config_map_holds_is_never_written(shipped: bytes) ->
 
 
 @pytest.fixture
-def rootfs(tmp_path: Path, plan: matrix.Matrix) -> Path:
+def rootfs(tmp_path: Path, plan: Matrix) -> Path:
     """What `enginery build` puts below / of an image, for two rows whose engines are a few bytes."""
     model = next(row.model for row in plan.rows if row.model.name == MODEL)
     sources = {name: tmp_path / name for name in package.SHARED}

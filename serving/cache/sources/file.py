@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from serving.cache.sources import Location, Opened, SourceError
+from serving.cache.sources.base import Location, Opened, SourceError
 
 
 class FileSource:

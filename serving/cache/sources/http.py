@@ -12,7 +12,7 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from serving.cache.sources import Location, Opened, SourceError, Transient
+from serving.cache.sources.base import Location, Opened, SourceError, Transient
 
 TIMEOUT_S = 30.0  # of one connection and of one read: a large file may take as long as it likes
 MAX_REDIRECTS = 5

@@ -1,8 +1,8 @@
 """Read files of an artifact in an OCI registry: its manifest names each file and the blob that holds it.
 
 An address is oci://HOST/REPOSITORY:TAG/FILE or oci://HOST/REPOSITORY@sha256:…/FILE; FILE is the title that the layer
-carries (org.opencontainers.image.title), as `oras push` writes it and pipelines.artifact does. oci:// is TLS except for
-this machine's own registry; oci+http:// says that a registry speaks plain HTTP.
+carries (org.opencontainers.image.title), as `oras push` and the factory write it. oci:// is TLS except for this
+machine's own registry; oci+http:// says that a registry speaks plain HTTP.
 Protocol: github.com/opencontainers/distribution-spec; tokens: distribution.github.io/distribution/spec/auth/token.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
-from serving.cache.sources import Location, Opened, SourceError, Transient
+from serving.cache.sources.base import Location, Opened, SourceError, Transient
 from serving.cache.sources.http import LOCAL_HOSTS, Http, StatusError, open_url
 
 TITLE = "org.opencontainers.image.title"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from serving.cache.sources import Location, Opened, SourceError, Transient
+from serving.cache.sources.base import Location, Opened, SourceError, Transient
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError

@@ -1,0 +1,1 @@
+"""Figures of a run, their bounds, and the page, plots and tables that show them."""

@@ -1,0 +1,237 @@
+"""The command line: `enginery plan | build | serve | publish | ui | worker | …`. Reads arguments and prints, no more.
+
+Exit codes: 0 done; 1 an unexpected failure; 2 the matrix or the arguments are wrong; 3 built, but a stage of some row
+failed; 10-20 a stage's own way of failing (pipelines/errors.py); 130 interrupted. A row that its gate refused is a
+verdict, not a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from pipelines.cli import release
+from pipelines.errors import EngineryError
+from serving import __version__
+
+app = App(
+    name="enginery",
+    help="An open engine factory: sku_matrix.yaml in; judged engines, a hashed manifest and serving images out.",
+    version=__version__,
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main says what an interruption means
+)
+
+MatrixFile = Annotated[Path, Parameter(name=["--matrix", "-m"], help="The matrix to read.")]
+Select = Annotated[
+    tuple[str, ...],
+    Parameter(name=["--select", "-s"], help="Only rows whose name matches one of these globs.", negative=""),
+]
+Remeasure = Annotated[
+    tuple[str, ...] | None,
+    Parameter(
+        help="Measure the selected rows again (or only those that match these globs), though nothing changed.",
+        consume_multiple=True,
+        negative="",
+    ),
+]
+StoreDir = Annotated[Path, Parameter(name="--store", help="Where stage outputs live, by digest.")]
+DistDir = Annotated[Path, Parameter(name="--dist", help="Where results are written, a folder per model.")]
+
+
+@app.command
+def plan(
+    *,
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    select: Select = (),
+    store: StoreDir = Path(".store"),
+    jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
+    remeasure: Remeasure = None,
+    as_json: Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")] = False,
+) -> int:
+    """Show every row: built, judged, reused or skipped, why, on which worker, and what it will probably take."""
+    from pipelines.build.build_matrix import Workshop
+    from pipelines.cli import plan_view
+    from pipelines.cli import progress as console
+    from pipelines.plan import remeasure as remeasured
+    from pipelines.plan.staleness import states
+    from serving.choice import hardware
+
+    workshop = Workshop.open(matrix, store=store)
+    graph = workshop.graph(select)
+    memory = hardware.detect(cpu_only=True).memory_bytes
+    found = states(graph, workshop.store, remeasured.steps(graph, remeasure))
+    view = plan_view.View.of(graph, found, workshop.store, jobs=jobs, memory_bytes=memory)
+    if as_json:
+        print(json.dumps(plan_view.as_json(view), indent=2))
+    else:
+        plan_view.show(console.screen(), view)
+    return 0
+
+
+@app.command
+def build(
+    *,
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    select: Select = (),
+    store: StoreDir = Path(".store"),
+    dist: DistDir = Path("dist"),
+    image: Annotated[bool, Parameter(help="Also make container images.")] = True,
+    base: Annotated[
+        str | None,
+        Parameter(help="Base image of the runtimes: a reference that can be pulled, or a tar of a root file system."),
+    ] = None,
+    repository: Annotated[
+        str | None,
+        Parameter(help="Where slim images fetch their files: s3://…, https://…, oci://… or file://….", negative=""),
+    ] = None,
+    jobs: Annotated[int, Parameter(name=["--jobs", "-j"], help="Steps at a time.")] = os.cpu_count() or 1,
+    remeasure: Remeasure = None,
+) -> int:
+    """Bring every selected row up to date; write dist/MODEL with manifest, image context, images and report."""
+    from pipelines.build.build_matrix import Workshop
+    from pipelines.build.build_matrix import build as build_all
+    from pipelines.cli import progress as console
+    from pipelines.plan import remeasure as remeasured
+
+    screen = console.screen()
+    workshop = Workshop.open(matrix, store=store, dist=dist, jobs=jobs)
+    graph = workshop.graph(select)
+    again = remeasured.steps(graph, remeasure)
+    with console.BuildProgress(screen, total=len(graph.steps)) as progress:
+        result = build_all(
+            workshop, graph, with_images=image, base=base, repository=repository, again=again,
+            listen=progress, say=progress.say,
+        )  # fmt: skip
+    console.show_result(screen, graph, result)
+    return result.exit_code
+
+
+@app.command
+def serve(
+    model_dir: Annotated[Path, Parameter(help="dist/MODEL, as `enginery build` wrote it.")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> int:
+    """Serve a built model from its folder with the server that is in its image. NIM_… variables apply."""
+    root = (model_dir / "rootfs" / "opt" / "nim").absolute()
+    manifest = root / "etc" / "default" / "model_manifest.yaml"
+    if not manifest.is_file():
+        raise EngineryError(f"{manifest} is not there; build the model first: enginery build")
+    environ = {
+        **os.environ,
+        "ENGINERY_ROOT": str(root),
+        "NIM_MANIFEST_PATH": str(manifest),
+        "NIM_SERVER_HOST": host,
+        "NIM_HTTP_API_PORT": str(port),
+    }
+    os.execve(sys.executable, [sys.executable, "-m", "serving", "serve"], environ)  # noqa: S606
+
+
+@app.command
+def demo(
+    model_dir: Annotated[Path | None, Parameter(help="dist/MODEL; the only one in dist when not given.")] = None,
+    /,
+    *,
+    dist: DistDir = Path("dist"),
+    port: int = 8000,
+) -> int:
+    """Start the built image (or the folder, where no Docker engine answers), ask what its task answers, show it."""
+    from pipelines.cli.demo import run_demo
+    from pipelines.cli.progress import screen
+
+    return run_demo(screen(), dist, model_dir, port)
+
+
+@app.command
+def bench(
+    url: Annotated[str, Parameter(help="A server with NIM's API: http://127.0.0.1:8000")],
+    /,
+    *,
+    scenario: Annotated[tuple[str, ...], Parameter(help="Only these; all that its model answers by default.")] = (),
+    concurrency: Annotated[tuple[int, ...], Parameter(name=["--concurrency", "-c"], help="Requests at a time.")] = (),
+    rate: Annotated[tuple[float, ...], Parameter(help="Open load: requests per second, at random times.")] = (),
+    seconds: Annotated[float, Parameter(help="Of each load, in each round.")] = 3.0,
+    rounds: int = 3,
+    tokenizer: Annotated[
+        Path | None,
+        Parameter(help="tokenizer.json, a model's folder or dist/MODEL: exact token counts. Else about so many."),
+    ] = None,
+    max_tokens: Annotated[int | None, Parameter(help="Of one text, where the tokenizer's folder does not say.")] = None,
+    model: str | None = None,
+    header: Annotated[tuple[str, ...], Parameter(help="'Authorization: Bearer $KEY': sent with each request.")] = (),
+    check: Annotated[bool, Parameter(help="Compare each answer with that of the idle server.", negative="")] = False,
+    pid: Annotated[
+        int | None, Parameter(help="The server's process, if it runs here: its threads are watched.")
+    ] = None,
+    output: Annotated[Path | None, Parameter(help="Write OUTPUT.json, OUTPUT.html and OUTPUT.png.")] = None,
+) -> int:
+    """Run the benchmark's scenarios against a running server and show latencies and throughput."""
+    from benchmarks import command
+    from benchmarks.report import console
+
+    results = command.run(
+        url, names=scenario, concurrency=concurrency, rates=rate, seconds=seconds, rounds=rounds, tokenizer=tokenizer,
+        max_tokens=max_tokens, model=model, headers=header, check=check, pid=pid, output=output,
+        say=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    console.show(results)
+    return 0 if all(entry.passed for entry in results.checks) else 1
+
+
+@app.command
+def ui(
+    *,
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    store: StoreDir = Path(".store"),
+    dist: DistDir = Path("dist"),
+    host: str = "127.0.0.1",
+    port: int = 3000,
+) -> int:
+    """Open the Dagster webserver with the factory's assets loaded."""
+    from pipelines.cli.ui import exec_webserver
+
+    exec_webserver(matrix, store=store, dist=dist, host=host, port=port)
+
+
+release.register(app)
+
+
+@app.command
+def worker(
+    *,
+    sku: Annotated[tuple[str, ...], Parameter(help="A SKU that this machine has; its rows are built here.")] = (),
+    home: Annotated[bool, Parameter(help="Also exports, manifests and images.", negative="")] = False,
+    broker: Annotated[str, Parameter(help="Redis.", env_var="ENGINERY_BROKER")] = "redis://localhost:6379/0",
+    matrix: MatrixFile = Path("sku_matrix.yaml"),
+    store: StoreDir = Path(".store"),
+    dist: DistDir = Path("dist"),
+) -> int:
+    """Build rows for the SKUs that this machine has, as the Dagster daemon sends them through Celery."""
+    from pipelines.cli.worker import exec_worker
+
+    exec_worker(matrix, store=store, dist=dist, skus=sku, home=home, broker=broker)
+
+
+def main() -> None:
+    """The entry point. A failure that a person can act on is printed without a traceback."""
+    try:
+        code = app(exit_on_error=True, print_error=True, result_action="return_value")
+    except EngineryError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the build again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What runs by the clock: the nightly verification of what is released. How to verify does not belong here."""
+
+import dagster as dg
+
+from pipelines.dagster.resources import Factory
+from pipelines.inspect.verify import Verified, verify_all
+from pipelines.publish import last_published
+
+NIGHTLY = "30 2 * * *"
+
+
+class VerifyConfig(dg.Config):
+    """What to verify, as `enginery inspect` takes it; without any, every dist/MODEL and all that was published last."""
+
+    references: list[str] = []  # noqa: RUF012
+
+
+@dg.op
+def verify_released(context: dg.OpExecutionContext, config: VerifyConfig, factory: Factory) -> None:
+    """Read and hash everything that was released, here and where it was published, and say what is damaged or gone."""
+    workshop = factory.workshop()
+    built = sorted(str(path.parent) for path in workshop.dist.glob("*/model_manifest.yaml"))
+    published = last_published.references(workshop.store).values()
+    found = verify_all(config.references or [*built, *published], say=context.log.info)
+    if told(found):
+        raise dg.Failure(description=told(found), metadata={"verified": table(found)}, allow_retries=False)
+    context.add_output_metadata({"verified": table(found)})
+
+
+def problems(checked: Verified | str) -> tuple[str, ...]:
+    return (checked,) if isinstance(checked, str) else checked.problems
+
+
+def told(found: dict[str, Verified | str]) -> str:
+    return "\n".join(f"- {reference}: {why}" for reference, checked in found.items() for why in problems(checked))
+
+
+def table(found: dict[str, Verified | str]) -> dg.TableMetadataValue:
+    """A line for each release: what was read, and how many things are wrong with it."""
+    records = [
+        dg.TableRecord(
+            {
+                "release": reference,
+                "files": getattr(checked, "num_files", 0),
+                "bytes": getattr(checked, "size_bytes", 0),
+                "images": getattr(checked, "num_images", 0),
+                "problems": len(problems(checked)),
+            }
+        )
+        for reference, checked in found.items()
+    ]
+    kinds = {"release": "string", "files": "int", "bytes": "int", "images": "int", "problems": "int"}
+    columns = [dg.TableColumn(name, kind) for name, kind in kinds.items()]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+@dg.job(description="Verify what is released, here and where it was published")
+def verification() -> None:
+    verify_released()
+
+
+nightly_verification = dg.ScheduleDefinition(
+    name="nightly_verification",
+    job=verification,
+    cron_schedule=NIGHTLY,
+    description="Verify what is released, each night",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+JOBS = [verification]
+SCHEDULES = [nightly_verification]

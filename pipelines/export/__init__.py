@@ -1,0 +1,114 @@
+"""Export a model to ONNX in fp32, with its answer computed inside the graph, and record what the original answers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ExportError
+from pipelines.export import sources
+from pipelines.onnx_graph import external_data
+from pipelines.recipes import RECIPES, to_onnx
+from pipelines.recipes.to_onnx import OPSET
+from pipelines.stage import StageRequest, StageResult
+from serving.tasks.base import suffixed
+
+IR_VERSION = 10  # what every runtime here reads
+FILES = ("tokenizer.json", "task.json", "golden.json", "proof.json")
+
+
+def run(request: StageRequest) -> StageResult:
+    """The stage. The model is the folder among the inputs ("model"), or else what `params["source"]` names."""
+    params = request.params
+    recipe = RECIPES.get(params["task"])
+    if recipe is None:
+        raise ExportError(f"task '{params['task']}' has no recipe; there is one for {', '.join(sorted(RECIPES))}")
+    folder = request.inputs.get("model") or sources.resolve(
+        params["source"], Path(params.get("source_base", ".")), wanted=params.get("source_digest")
+    )
+    texts = json.loads(request.inputs["texts.json"].read_bytes())
+    started = time.monotonic()
+    with _quiet_and_offline(), _scratch(request.output_dir) as scratch:
+        models = recipe.to_onnx(folder, scratch)
+        traced_s = time.monotonic() - started
+        gc.collect()  # modules refer to themselves; the reference loads the model a second time
+        for model in models.values():
+            canonicalize(model)
+        facts = recipe.write_files(models, folder, params, texts, request.output_dir)
+        num_nodes = sum(len(model.graph.node) for model in models.values())
+        written = [request.output_dir / name for name in FILES]
+        for tower, model in models.items():
+            written += _write(model, request.output_dir / suffixed("model.onnx", tower), scratch)
+    return StageResult(
+        outputs={path.name: path for path in written},
+        facts={**facts, "num_nodes": num_nodes, "opset": OPSET, "to_onnx_s": round(traced_s, 1)},
+    )
+
+
+def canonicalize(model: Any) -> None:
+    """Name the axes B and T, and drop everything that depends on where or by what the file was made. In place."""
+    import onnx
+
+    graph = model.graph
+    names = {"batch_size": "B", "sequence_length": "T"}
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+    del graph.value_info[:]  # shapes can be inferred again; stale names would contradict B and T
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "enginery", ""
+    model.doc_string = graph.doc_string = ""
+    graph.name = "enginery"
+    del model.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    if not external_data.is_light(model):  # such a one is checked as it is written
+        onnx.checker.check_model(model)
+
+
+def _write(model: Any, path: Path, scratch: Path) -> list[Path]:
+    import onnx
+
+    if external_data.is_light(model):  # as a file, since its references are relative to one; before they change
+        light = scratch / f"checked-{path.name}"
+        light.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(light)
+    beside = external_data.size_of(model) > to_onnx.MAX_MODEL_BYTES
+    return external_data.write(model, path, scratch, beside=beside)
+
+
+@contextmanager
+def _scratch(output_dir: Path) -> Iterator[Path]:
+    folder = output_dir / "scratch"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Everything is local by now: no library may ask a hub for more, nor print what only its authors can use."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

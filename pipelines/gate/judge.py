@@ -1,0 +1,286 @@
+"""Judge an engine: measured figures against thresholds, to a verdict that gives a reason for everything. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipelines.gate.thresholds import Thresholds
+
+SCHEMA_VERSION = 1
+
+JudgedOn = Literal["engine", "typed-onnx"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One figure against one threshold."""
+
+    name: str  # "cosine_mean"
+    value: float | None  # None: was not measured
+    threshold: float | None  # None: nothing is demanded
+    passed: bool | None  # None: not judged
+    why: str  # in plain words: what was found
+    remedy: str = ""  # what helps, if it failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The gate's judgement of one engine. It names the digests it judged, so that it cannot be held against others."""
+
+    row: str
+    passed: bool
+    judged_on: str
+    judged_with: str  # "onnxruntime 1.31.1"
+    checks: tuple[Check, ...]
+    digests: Mapping[str, str]
+    proof_min_cosine: float  # what the boot proof must reach; goes into the manifest
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it failed; empty when it passed."""
+        return tuple(check.why for check in self.checks if check.passed is False)
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """What helps, each once."""
+        return tuple(dict.fromkeys(check.remedy for check in self.checks if check.passed is False and check.remedy))
+
+    def to_json(self) -> bytes:
+        """Canonical bytes of verdict.json: no clock, no path; only speed figures differ between two runs."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self), "reasons": self.reasons, "remedies": self.remedies}
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """How one field of Thresholds is judged."""
+
+    name: str
+    threshold: str  # the field of Thresholds
+    value: str  # where metrics.json has it: "cosine.mean"
+    said: str  # "mean cosine"
+    at_least: bool = True
+    remedy: str
+
+
+_LOOSER = "calibrate with more or other texts, keep sensitive layers wider, or leave this precision out"
+_COSINES = (
+    _Rule(
+        name="cosine_mean",
+        threshold="min_cosine_mean",
+        value="cosine.mean",
+        said="mean cosine to the fp32 reference",
+        remedy=_LOOSER,
+    ),
+    _Rule(
+        name="cosine_p1",
+        threshold="min_cosine_p1",
+        value="cosine.p1",
+        said="cosine of the worst percent of texts",
+        remedy=_LOOSER,
+    ),
+    _Rule(
+        name="cosine_min",
+        threshold="min_cosine_min",
+        value="cosine.min",
+        said="cosine of the worst text",
+        remedy=_LOOSER,
+    ),
+    _Rule(
+        name="batch_invariance",
+        threshold="min_batch_invariance",
+        value="batch_invariance.min_cosine",
+        said="cosine of a text alone and the same text in a batch",
+        remedy="padding leaks into the vectors: check the attention mask and the pooling",
+    ),
+)
+_RULES = {
+    "embed": _COSINES,
+    "clip": _COSINES,
+    "rerank": (
+        _Rule(
+            name="kendall_tau",
+            threshold="min_kendall_tau",
+            value="scores.kendall_tau",
+            said="Kendall's tau to the fp32 reference's order",
+            remedy=_LOOSER,
+        ),
+        _Rule(
+            name="score_error",
+            threshold="max_score_error",
+            value="scores.max_abs_error",
+            said="largest error of a logit",
+            at_least=False,
+            remedy=_LOOSER,
+        ),
+        _Rule(
+            name="batch_invariance",
+            threshold="max_batch_score_error",
+            value="batch_invariance.max_abs_error",
+            said="difference of a pair's logit alone and in a batch",
+            at_least=False,
+            remedy="padding leaks into the scores: check the attention mask",
+        ),
+    ),
+}
+_SPEED_RULES = (
+    _Rule(
+        name="speed_ratio",
+        threshold="min_speed_ratio",
+        value="speed.throughput_ratio",
+        said="throughput over the rung above",
+        remedy="it is not worth its loss of accuracy: leave this precision out for this SKU",
+    ),
+    _Rule(
+        name="latency_ratio",
+        threshold="max_latency_ratio",
+        value="speed.latency_ratio",
+        said="time of one short query over the rung above",
+        at_least=False,
+        remedy="single queries got slower: leave this precision out for this SKU",
+    ),
+)
+
+
+def judge(
+    metrics: Mapping[str, Any], thresholds: Thresholds, *, row: str, judged_on: str, digests: Mapping[str, str]
+) -> Verdict:
+    """metrics.json against thresholds. A figure that is demanded and missing, or not a number, is a failed check."""
+    task = str(metrics["task"])
+    checks = (
+        *(_check(rule, metrics, thresholds) for rule in _RULES[task]),
+        _drop(_DROPS[task], metrics, thresholds),
+        _realized(metrics, thresholds),
+        *_speed(metrics, thresholds, judged_on),
+    )
+    return Verdict(
+        row=row,
+        passed=all(check.passed is not False for check in checks),
+        judged_on=judged_on,
+        judged_with=str(metrics.get("judged_with", "")),
+        checks=checks,
+        digests=dict(sorted(digests.items())),
+        proof_min_cosine=thresholds.proof_min_cosine,
+    )
+
+
+def _check(rule: _Rule, metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
+    value, threshold = _figure(metrics, rule.value), getattr(thresholds, rule.threshold)
+    if threshold is None:
+        return _not_judged(rule.name, value, f"{rule.said}: no {rule.threshold} is set for this precision")
+    if value is None:
+        return _missing(rule.name, threshold, rule.said, rule.value)
+    passed = value >= threshold if rule.at_least else value <= threshold
+    relation = (
+        ("is at least" if rule.at_least else "is at most") if passed else "is below" if rule.at_least else "is above"
+    )
+    why = f"{rule.said} {_text(value)} {relation} {_text(threshold)}"
+    return Check(
+        name=rule.name,
+        value=value,
+        threshold=threshold,
+        passed=passed,
+        why=why,
+        remedy="" if passed else rule.remedy,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drop:
+    """What a labelled set says of an engine, against the reference on the same set."""
+
+    name: str
+    threshold: str
+    place: str  # in metrics.json, of `drop` and `drop_low`
+    said: str
+
+
+_NDCG = _Drop(name="ndcg_drop", threshold="max_ndcg_drop", place="retrieval", said="nDCG@10")
+_DROPS = {
+    "embed": _NDCG,
+    "rerank": _NDCG,
+    "clip": _Drop(name="top1_drop", threshold="max_top1_drop", place="zero_shot", said="zero-shot accuracy"),
+}
+
+
+def _drop(rule: _Drop, metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
+    """One-sided: finding more than the reference is no fault. A drop counts when it is more than chance:
+    on a few hundred queries one answer that moves from first to second is worth about 1e-3."""
+    name, threshold = rule.name, getattr(thresholds, rule.threshold)
+    value, low = _figure(metrics, f"{rule.place}.drop"), _figure(metrics, f"{rule.place}.drop_low")
+    if threshold is None:
+        return _not_judged(name, value, f"{rule.said}: no {rule.threshold} is set for this precision")
+    if value is None:
+        return _missing(name, threshold, f"the drop of {rule.said}", f"{rule.place}.drop")
+    said = f"{rule.said} drops by {_text(value)}" if value > 0 else f"{rule.said} does not drop"
+    if value <= threshold:
+        passed, why = True, f"{said}, at most {_text(threshold)} is allowed"
+    elif low is not None and low <= 0:
+        passed = True
+        why = f"{said}, more than {_text(threshold)}, but its 95 % interval includes no drop at all: chance explains it"
+    else:
+        passed, why = False, f"{said}, at most {_text(threshold)} is allowed"
+    return Check(name=name, value=value, threshold=threshold, passed=passed, why=why, remedy="" if passed else _LOOSER)
+
+
+def _realized(metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
+    name, threshold = "realized_precision", thresholds.min_realized_precision
+    precision = str(metrics.get("precision", "?"))
+    shares = metrics.get("realized_precision")
+    if threshold is None:
+        return _not_judged(name, None, "realised precision: no min_realized_precision is set for this precision")
+    if not isinstance(shares, Mapping) or not shares:
+        return _missing(name, threshold, "the share of matrix products in each format", "realized_precision")
+    value = _number(shares.get(precision, 0.0)) or 0.0
+    found = ", ".join(f"{_number(share) or 0.0:.0%} {name}" for name, share in sorted(shares.items()))
+    why = f"{value:.0%} of the matrix products run in {precision}, {threshold:.0%} is asked (found: {found})"
+    if value >= threshold:
+        return Check(name=name, value=value, threshold=threshold, passed=True, why=why)
+    remedy = "the precision was not written into the graph, or the compiler did not keep it: look at the typed ONNX"
+    return Check(name=name, value=value, threshold=threshold, passed=False, why=f"only {why}", remedy=remedy)
+
+
+def _speed(metrics: Mapping[str, Any], thresholds: Thresholds, judged_on: str) -> Iterator[Check]:
+    speed = metrics.get("speed")
+    for rule in _SPEED_RULES:
+        if judged_on != "engine":
+            why = f"{rule.said}: this SKU's engine does not run on this machine"
+            yield _not_judged(rule.name, None, why, getattr(thresholds, rule.threshold))
+        elif isinstance(speed, Mapping) and speed.get("above") is None:
+            why = f"{rule.said}: no wider precision of this model runs on this SKU here, so there is nothing to beat"
+            yield _not_judged(rule.name, None, why, getattr(thresholds, rule.threshold))
+        else:
+            yield _check(rule, metrics, thresholds)
+
+
+def _not_judged(name: str, value: float | None, why: str, threshold: float | None = None) -> Check:
+    return Check(name=name, value=value, threshold=threshold, passed=None, why=f"not judged: {why}")
+
+
+def _missing(name: str, threshold: float, said: str, place: str) -> Check:
+    why = f"{said} must be judged, but metrics.json has no figure at {place}"
+    return Check(name=name, value=None, threshold=threshold, passed=False, why=why, remedy="measure again")
+
+
+def _figure(metrics: Mapping[str, Any], place: str) -> float | None:
+    """The number at "cosine.mean"; None when there is none, or when it is not finite."""
+    found: Any = metrics
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return _number(found)
+
+
+def _number(found: Any) -> float | None:
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return float(found) if is_number and math.isfinite(found) else None
+
+
+def _text(value: float) -> str:
+    """Enough digits to see a cosine of 0.99995, and not more; what is below 1 is not said to be 1."""
+    if 0.99999 < value < 1:
+        return f"{min(value, 0.999999):.6f}"
+    return f"{value:.5f}".rstrip("0").rstrip(".") if abs(value) < 10 else f"{value:.1f}"

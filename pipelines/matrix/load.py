@@ -1,0 +1,43 @@
+"""Read sku_matrix.yaml into rows, or say everything that is wrong with it: the only way in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.errors import MatrixError
+from pipelines.gate.thresholds import DEFAULT_GATES
+from pipelines.matrix.values import Matrix
+
+SCHEMA_PATH = Path(__file__).with_name("sku_matrix.schema.json")
+
+
+def load(path: Path) -> Matrix:
+    """Read and check the file. Raises MatrixError with every problem, its place and its remedy."""
+    # Here, not above: pydantic takes 0.3 s, which a stage that only needs the values should not pay.
+    from pipelines.matrix import models as matrix_models
+    from pipelines.matrix import rows as matrix_check
+    from pipelines.matrix import schema as matrix_file
+    from pipelines.matrix import strict_yaml
+
+    problems = strict_yaml.Problems()
+    try:
+        parts = matrix_file.read(strict_yaml.read(path, problems), problems)
+    except strict_yaml.Unreadable as error:
+        raise MatrixError(str(path), [str(error)]) from None
+    models = matrix_models.models(parts, path.parent, problems)
+    skus = matrix_check.skus(parts, problems)
+    rows = matrix_check.rows(parts, models, skus, problems)
+    if problems:
+        raise MatrixError(str(path), problems.lines())
+    return Matrix(source=path, models=models, skus=skus, rows=rows, gates=matrix_file.gates(parts, DEFAULT_GATES))
+
+
+def json_schema() -> str:
+    """The file's form for editors: what `pipelines/matrix/sku_matrix.schema.json` must hold."""
+    from pipelines.matrix import schema as matrix_file
+
+    return matrix_file.json_schema()
+
+
+if __name__ == "__main__":
+    SCHEMA_PATH.write_text(json_schema())

@@ -1,0 +1,110 @@
+"""What sku_matrix.yaml may say of models beyond its form: sources, shapes, and the keys that belong to one task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.matrix.schema import ModelForm, Parts
+from pipelines.matrix.strict_yaml import Place, Problems
+from pipelines.matrix.values import Calibration, Golden, Model
+from serving.contract.profile import ShapeRange
+
+_MOVING_REVISIONS = {"main", "master", "HEAD", "latest"}
+
+
+def models(parts: Parts, folder: Path, problems: Problems) -> dict[str, Model]:
+    """Every model whose form is right; relative paths are looked up from `folder`."""
+    return {name: _model(name, form, folder, problems) for name, form in parts.models.items()}
+
+
+def _model(name: str, form: ModelForm, folder: Path, problems: Problems) -> Model:
+    here: Place = ("models", name)
+    refusal = source_refusal(form.source, folder)
+    if refusal:
+        problems.add((*here, "source"), refusal)
+    kind, _, path = form.retrieval.partition(":")
+    if kind == "beir" and not (folder / path).is_dir():
+        problems.add((*here, "retrieval"), f"there is no folder '{path}' beside this file; name a BEIR folder")
+    problems_of_task(form, folder, here, problems)
+    if repeated := repeated_in(form.runtimes):
+        problems.add((*here, "runtimes"), f"{repeated} is listed twice; keep one")
+    shapes = form.shapes
+    for axis, word in enumerate(("batch", "tokens")):
+        low, tuned, high = shapes.min[axis], shapes.opt[axis], shapes.max[axis]
+        if not low <= tuned <= high:
+            problems.add((*here, "shapes"), f"{word}: min {low}, opt {tuned}, max {high} must not decrease")
+    if form.max_tokens is not None and shapes.max[1] > form.max_tokens:
+        problems.add(
+            (*here, "shapes", "max"),
+            f"{shapes.max[1]} tokens is more than the model's max_tokens, {form.max_tokens}; lower it",
+        )
+    return Model(
+        name=name,
+        task=form.task,
+        source=form.source,
+        release=form.release,
+        served_name=form.served_name or name,
+        max_tokens=form.max_tokens,
+        shapes=ShapeRange(min=_pair(shapes.min), opt=_pair(shapes.opt), max=_pair(shapes.max)),
+        calibration=Calibration(
+            num_texts=form.calibration.num_texts,
+            max_tokens=form.calibration.max_tokens,
+            max_noise=form.calibration.max_noise,
+        ),
+        golden=Golden(num_texts=form.golden.num_texts),
+        retrieval=form.retrieval,
+        pictures=form.pictures,
+        matryoshka=form.matryoshka,
+        runtimes=tuple(form.runtimes),
+    )
+
+
+def problems_of_task(form: ModelForm, folder: Path, here: Place, problems: Problems) -> None:
+    """Keys that belong to one task only, and what that task cannot do without."""
+    if form.task == "clip" and form.pictures is None:
+        problems.add(here, "'pictures' is missing; a clip model is judged on a folder of labelled pictures")
+    if form.pictures is not None:
+        if form.task != "clip":
+            problems.add((*here, "pictures"), f"a model of the task {form.task} sees no pictures; leave it out")
+        elif not (folder / form.pictures / "classes.json").is_file():
+            problems.add(
+                (*here, "pictures"),
+                f"there is no '{form.pictures}/classes.json' beside this file; name a folder of labelled pictures",
+            )
+    if form.matryoshka is not None and form.task != "embed":
+        problems.add((*here, "matryoshka"), f"the task {form.task} gives no vectors to shorten; leave it out")
+
+
+def source_refusal(source: str, folder: Path) -> str | None:
+    """Why no model can be read from this source; None when nothing speaks against it before it is fetched."""
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        if (folder / source).is_dir():
+            return None
+        return f"there is no folder '{source}' beside this file; give a folder, package://… or hf://org/name@revision"
+    if scheme == "package":
+        good = re.fullmatch(r"[A-Za-z_]\w*(/[\w-][\w.-]*)*", rest, re.ASCII)
+        return None if good else f"{source!r} is not package://module/folder, such as package://my_model/model"
+    if scheme == "s3":
+        good = re.fullmatch(r"[a-z0-9][a-z0-9.-]+(/[\w.-]+)+", rest, re.ASCII)
+        return None if good else f"{source!r} is not s3://bucket/prefix, such as s3://models/bge-small"
+    if scheme != "hf":
+        return f"the scheme '{scheme}://' is not known; use package://…, hf://org/name@revision, s3://… or a folder"
+    name, _, revision = rest.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        return f"{source!r} is not hf://org/name@revision; give the organisation and the name"
+    if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
+        return f"{source!r} names no revision; pin a revision, as in hf://{name}@<commit or tag>"
+    if revision in _MOVING_REVISIONS:
+        return f"the revision '{revision}' moves; pin a revision that does not, a commit or a tag"
+    return None
+
+
+def repeated_in(values: Sequence[object]) -> object | None:
+    return next((value for i, value in enumerate(values) if value in values[:i]), None)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    return values[0], values[1]

@@ -1,0 +1,88 @@
+"""The steps of a build as values: what they are, and which takes what from which. Laid out by pipelines.plan.layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.matrix.values import Matrix, Model, Row
+from pipelines.plan.workers import Registration
+from serving.tasks.base import suffixed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """An output of a step."""
+
+    step: str  # "export/all-minilm-l6-v2"
+    output: str  # "model.onnx"
+
+    def of(self, tower: str) -> Ref:
+        """The same output for one tower: "image.onnx"."""
+        return Ref(step=self.step, output=suffixed(self.output, tower))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage for one subject. Rows that need the same step share it."""
+
+    stage: str
+    subject: str  # "all-minilm-l6-v2__fp8"
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Ref]
+    toolchain: Mapping[str, str]
+    exclusive: bool = False  # it measures time: nothing else may run beside it
+    site: str = ""  # the SKU whose worker has this toolchain; "": this machine has it
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.subject}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """A row with its steps, or the reason why this machine does not build it.
+
+    Where a row has two engines, `typed` and `engine` stand for both: Ref.of names the one of a tower.
+    """
+
+    row: Row
+    refusal: str | None = None
+    built_by: Registration | None = None  # not here: its steps are laid out as this worker lays them out
+    typed: Ref | None = None  # the ONNX it is compiled from
+    shards: Ref | None = None  # the first of its ranks' graphs, where it spans GPUs: no engine is made of these yet
+    engine: Ref | None = None
+    metrics: Ref | None = None
+    verdict: Ref | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Every step of a selection of rows, each after the steps it takes from."""
+
+    matrix: Matrix
+    steps: Mapping[str, Step]
+    rows: tuple[RowPlan, ...]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return tuple({plan.row.model.name: plan.row.model for plan in self.rows}.values())
+
+    def of(self, model: Model) -> tuple[RowPlan, ...]:
+        return tuple(plan for plan in self.rows if plan.row.model.name == model.name)
+
+    def closure(self, wanted: Iterable[str]) -> Graph:
+        """The same graph with only these steps and what they take from."""
+        kept: set[str] = set()
+
+        def visit(step_id: str) -> None:
+            if step_id not in kept:
+                kept.add(step_id)
+                for ref in self.steps[step_id].inputs.values():
+                    visit(ref.step)
+
+        for step_id in wanted:
+            visit(step_id)
+        steps = {step_id: step for step_id, step in self.steps.items() if step_id in kept}
+        return Graph(matrix=self.matrix, steps=steps, rows=self.rows)

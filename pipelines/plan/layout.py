@@ -1,0 +1,300 @@
+"""Turn rows into the steps that build and judge them: the only module that knows which stage takes what from which."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+from pipelines.datasets import images as pictures
+from pipelines.datasets import retrieval
+from pipelines.matrix.values import Matrix, Model, Row, Worker, refusal_here
+from pipelines.plan.graph import Graph, Ref, RowPlan, Step
+from pipelines.plan.toolchain import cpu_model, serving_code, source_digest, versions
+from pipelines.plan.workers import Registration, has_gpu
+from serving.contract.profile import Precision
+from serving.tasks.base import TOWERS, suffixed
+
+# What executes a compiler's engine.
+BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+
+
+def graph(
+    matrix: Matrix, rows: Iterable[Row], worker: Worker, elsewhere: Mapping[str, Registration] | None = None
+) -> Graph:
+    """Lay out the steps of these rows for this worker; of the rows `elsewhere`, by name, as other workers do it."""
+    layout = _Layout(matrix, worker)
+    plans = []
+    for row in rows:
+        if row.tp > 1:
+            plans.append(layout.divided(row))
+            continue
+        site = (elsewhere or {}).get(row.name)
+        refusal = None if site else refusal_here(row, worker)
+        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row, site))
+    return Graph(matrix=matrix, steps=layout.steps, rows=tuple(plans))
+
+
+class _Layout:
+    """Steps as they are asked for, each once; a step is added after those it takes from."""
+
+    def __init__(self, matrix: Matrix, worker: Worker) -> None:
+        self.matrix, self.worker = matrix, worker
+        self.steps: dict[str, Step] = {}
+        self._source_digest = cache(source_digest)  # a model's bytes are hashed once for all its rows
+        self._versions = cache(versions)
+        self._beir_digest = cache(retrieval.beir_digest)
+        self._pictures_digest = cache(pictures.pictures_digest)
+
+    def add(
+        self,
+        stage: str,
+        subject: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Ref],
+        *,
+        toolchain: Mapping[str, str] | None = None,
+        exclusive: bool = False,
+        site: str = "",
+    ) -> str:
+        step = Step(
+            stage=stage,
+            subject=subject,
+            params=params,
+            inputs=inputs,
+            toolchain=toolchain or {},
+            exclusive=exclusive,
+            site=site,
+        )
+        known = self.steps.get(step.id)
+        if known is not None and known.site != site and replace(known, site=site) != step:
+            # Two machines make the same of something else: each is a step. The name is no part of its key.
+            step = replace(step, subject=f"{subject}@{site or 'here'}")
+        return self.steps.setdefault(step.id, step).id
+
+    def versions(self, part: str, row: Row, site: Registration | None) -> dict[str, Any]:
+        """The toolchain of a row's step, and whose it is, as `add` takes them."""
+        ours = self._versions(part)
+        theirs = ours if site is None else site.facts.versions_of(part)
+        return {"toolchain": theirs, "site": "" if theirs == ours else row.sku.name}
+
+    def row(self, row: Row, site: Registration | None) -> RowPlan:
+        engine, typed, metrics = self.engine(row, site), self.typed(row), self.metrics(row, site)
+        judge = self.add(
+            "judge",
+            row.name,
+            {
+                "row": row.name,
+                "judged_on": self.steps[metrics.step].params["judged_on"],
+                "thresholds": asdict(self.matrix.gates[row.model.task][row.precision]),
+            },
+            {"metrics.json": metrics, **self.towers(row.model, "engine", engine)},
+        )
+        return RowPlan(
+            row=row,
+            built_by=site,
+            typed=typed,
+            engine=engine,
+            metrics=metrics,
+            verdict=Ref(step=judge, output="verdict.json"),
+        )
+
+    def divided(self, row: Row) -> RowPlan:
+        """A row that spans GPUs: its ranks' graphs are made and proved here; engines of them are not made yet."""
+        typed = self.typed(row)
+        step = self.add(
+            "shard",
+            f"{row.model.name}__{row.precision}__tp{row.tp}",
+            {"task": row.model.task, "precision": str(row.precision), "tp": row.tp},
+            self.towers(row.model, "model.onnx", typed),
+            toolchain=self._versions("shard"),
+        )
+        refusal = refusal_here(row, self.worker) or f"no engine is made of {row.tp} shards yet, and no server runs one"
+        return RowPlan(row=row, refusal=refusal, typed=typed, shards=Ref(step=step, output="rank0.onnx"))
+
+    def towers(self, model: Model, name: str, ref: Ref) -> dict[str, Ref]:
+        """An output of every tower as a step's inputs: {"engine.text": …, "engine.image": …}."""
+        return {suffixed(name, tower): ref.of(tower) for tower in TOWERS[model.task]}
+
+    def pictures(self, model: Model) -> dict[str, Any]:
+        """What a step that reads the model's pictures must know of them; nothing for other tasks."""
+        if model.pictures is None:
+            return {}
+        folder = self.matrix.folder(model.pictures)
+        return {
+            "pictures": model.pictures,
+            "pictures_digest": self._pictures_digest(folder),
+            "source_base": str(self.matrix.source.parent.absolute()),
+        }
+
+    def texts(self) -> Ref:
+        step = self.add("texts", "stdlib", {}, {}, toolchain={"python": platform.python_version()})
+        return Ref(step=step, output="texts.json")
+
+    def exported(self, model: Model, name: str) -> Ref:
+        base = self.matrix.source.parent
+        params = {
+            "model": model.name,
+            "task": model.task,
+            "source": model.source,
+            "source_base": str(base.absolute()),
+            "source_digest": self._source_digest(model.source, base),
+            "served_name": model.served_name,
+            "release": model.release,
+            "max_tokens": model.max_tokens,
+            "shapes": asdict(model.shapes),
+            "golden": asdict(model.golden),
+            "matryoshka": model.matryoshka,
+            **self.pictures(model),
+        }
+        step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=self._versions("export"))
+        return Ref(step=step, output=name)
+
+    def onnx(self, model: Model, precision: Precision, kind: str) -> Ref:
+        """The typed ONNX of a precision for CPUs or GPUs; the export itself is the fp32 one."""
+        if precision is Precision.FP32:
+            return self.exported(model, "model.onnx")
+        # TensorRT's int8 is around zero; what a CPU computes with may be around any point, which loses less.
+        zero_points = precision is Precision.INT8 and kind == "cpu"
+        step = self.add(
+            "quantize",
+            f"{model.name}__{precision}{'__cpu' if zero_points else ''}",
+            {
+                "task": model.task,
+                "precision": str(precision),
+                "zero_points": zero_points,
+                **asdict(model.calibration),
+                **self.pictures(model),
+            },
+            {
+                **self.towers(model, "model.onnx", self.exported(model, "model.onnx")),
+                "tokenizer.json": self.exported(model, "tokenizer.json"),
+                "task.json": self.exported(model, "task.json"),
+                "texts.json": self.texts(),
+            },
+            toolchain=self._versions("quantize"),
+        )
+        return Ref(step=step, output="model.onnx")
+
+    def typed(self, row: Row) -> Ref:
+        # OpenVINO writes bf16 itself, better and faster than a graph with casts in it (docs/adr/0003).
+        itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
+        return self.onnx(row.model, Precision.FP32 if itself else row.precision, row.sku.kind)
+
+    def engine(self, row: Row, site: Registration | None) -> Ref:
+        params: dict[str, Any] = {
+            "task": row.model.task,
+            "compiler": row.sku.compiler,
+            "precision": str(row.precision),
+            "shapes": asdict(row.model.shapes),
+            "tp": row.tp,
+        }
+        if row.sku.compute_capability is not None:
+            params["compute_capability"] = row.sku.compute_capability
+        if row.sku.compiler == "openvino":
+            params["cpu_isa"] = row.sku.cpu_isa
+        step = self.add(
+            "compile",
+            f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
+            params,
+            self.towers(row.model, "model.onnx", self.typed(row)),
+            **self.versions(row.sku.compiler, row, site),
+        )
+        return Ref(step=step, output="engine")
+
+    def labelled(self, model: Model) -> dict[str, Any]:
+        """Which labelled set judges, by content, and with which code."""
+        judging = {"task": model.task, "judging_code": serving_code("tasks", "backends", "start/prove.py")}
+        if model.pictures is not None:
+            return {**judging, **self.pictures(model)}
+        folder = model.retrieval.removeprefix("beir:")
+        by_content = model.retrieval.startswith("beir:")
+        return {
+            **judging,
+            "retrieval": model.retrieval,
+            "retrieval_digest": self._beir_digest(self.matrix.folder(folder)) if by_content else None,
+            "source_base": str(self.matrix.source.parent.absolute()),
+        }
+
+    def files(self, model: Model, *names: str) -> dict[str, Ref]:
+        return {name: self.exported(model, name) for name in names}
+
+    def reference(self, model: Model) -> Ref:
+        """What the fp32 reference finds in the labelled set: measured once for all rows."""
+        step = self.add(
+            "measure",
+            f"{model.name}__reference",
+            {
+                **self.labelled(model),
+                "judged_on": "reference",
+                "backend": "onnxruntime",
+                "precision": str(Precision.FP32),
+            },
+            {
+                **self.towers(model, "fp32.onnx", self.exported(model, "model.onnx")),
+                **self.files(model, "tokenizer.json", "task.json"),
+                "texts.json": self.texts(),
+            },
+            toolchain=self._versions("measure"),
+        )
+        return Ref(step=step, output="reference.json")
+
+    def metrics(self, row: Row, site: Registration | None) -> Ref:
+        """Measured on the engine where it runs here; else on the typed ONNX that every SKU of that precision shares."""
+        on_gpu = has_gpu(row, self.worker if site is None else site.facts.worker)
+        runs_here = row.sku.kind == "cpu" or on_gpu
+        inputs = {
+            **self.towers(row.model, "engine", self.engine(row, site) if runs_here else self.typed(row)),
+            **self.files(row.model, "tokenizer.json", "task.json", "golden.json"),
+            "texts.json": self.texts(),
+            "reference.json": self.reference(row.model),
+        }
+        params: dict[str, Any] = {
+            **self.labelled(row.model),
+            "precision": str(row.precision),
+            "judged_on": "engine" if runs_here else "typed-onnx",
+            "backend": BACKENDS[row.sku.compiler] if runs_here else "onnxruntime",
+            "cpu_isa": row.sku.cpu_isa,
+            "speed": runs_here,
+        }
+        if runs_here:
+            params["machine"] = row.sku.name if on_gpu else cpu_model() if site is None else site.facts.cpu_model
+            if on_gpu:  # a GPU engine does not tell its layers' formats
+                inputs |= self.towers(row.model, "typed.onnx", self.typed(row))
+            above = rung_above(row, self.matrix.rows)
+            if above is not None:
+                inputs |= self.towers(row.model, "above", self.engine(above, site))
+                params["above"] = {
+                    "backend": BACKENDS[above.sku.compiler],
+                    "precision": str(above.precision),
+                    "cpu_isa": above.sku.cpu_isa,
+                }
+        place = f"{row.sku.name}__tp{row.tp}" if on_gpu else target_of(row) if runs_here else "typed-onnx"
+        step = self.add(
+            "measure",
+            f"{row.model.name}__{row.precision}__{place}",
+            params,
+            inputs,
+            **self.versions("measure", row, site),
+            exclusive=runs_here,
+        )
+        return Ref(step=step, output="metrics.json")
+
+
+def target_of(row: Row) -> str:
+    """What the compiler is told of the hardware: "tensorrt-rtx-sm89". SKUs of one target share the engine's bytes."""
+    if row.sku.compute_capability is not None:
+        return f"{row.sku.compiler}-sm{row.sku.compute_capability.replace('.', '')}"
+    isa = row.sku.cpu_isa
+    return f"openvino-{isa.lower().replace('_', '-')}" if row.sku.compiler == "openvino" and isa else row.sku.compiler
+
+
+def rung_above(row: Row, rows: Iterable[Row]) -> Row | None:
+    """What a row is timed against: the next wider precision of its SKU; for a CPU else the generic fp32 row."""
+    rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
+    same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
+    of_any_cpu = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
+    generic = of_any_cpu if row.sku.kind == "cpu" else []
+    return next(iter(sorted(same_sku, key=lambda r: r.precision.bits) or generic), None)

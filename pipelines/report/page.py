@@ -1,0 +1,120 @@
+"""Show a person what was built and how it was judged: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.report.model import CheckLine, ReportModel, ReportRow
+from pipelines.report.tasks import WORDS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
+
+
+def render(model: ReportModel) -> str:
+    """The whole page, plots included: it loads nothing and runs no script."""
+    import jinja2
+
+    from pipelines.report import plots
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=size_text, seconds=seconds_text, figure=figure_text)
+    words = WORDS[model.task]
+    return environment.get_template("page.html.j2").render(
+        model=model,
+        summary=summary(model),
+        shared=shared(model),
+        verdicts=verdicts(model),
+        words=words,
+        tiles=tiles(model),
+        bars=bars(model),
+        judged_on_set=judged_on_set(model.task, model.labelled),
+        tradeoff=plots.tradeoff(model.rows, words),
+        distribution=plots.distribution(model.rows, words),
+    )
+
+
+def summary(model: ReportModel) -> str:
+    """The report in a sentence or two."""
+    passed, failed = model.of_state("passed"), model.of_state("failed", "broken")
+    skipped = model.of_state("skipped")
+    parts = [
+        f"{_count(len(passed), 'profile')} of {_count(len(model.rows), 'planned row')} passed the gate and may ship"
+    ]
+    if failed:
+        lost = ", ".join(dict.fromkeys(row.precision for row in failed))
+        parts.append(f"{len(failed)} did not pass ({lost}) and {'is' if len(failed) == 1 else 'are'} left out")
+    if skipped:
+        parts.append(
+            f"{len(skipped)} {'needs' if len(skipped) == 1 else 'need'} hardware or a compiler that is not here"
+        )
+    return "; ".join(parts) + "."
+
+
+def shared(model: ReportModel) -> str:
+    """What the rows had in common: "1 export and 3 quantizations served 40 rows, which share 14 engines"."""
+    steps = {stage.stage: stage.num_steps for stage in model.stages}
+    built = [row for row in model.rows if row.state != "skipped"]
+    engines = {row.engine_digest for row in built if row.engine_digest}
+    made = [
+        _count(steps[stage], noun)
+        for stage, noun in (("export", "export"), ("quantize", "quantization"), ("compile", "compilation"))
+        if steps.get(stage)
+    ]
+    if not made or not built:
+        return ""
+    text = ", ".join(made[:-1]) + (" and " if len(made) > 1 else "") + made[-1]
+    ending = f", which share {_count(len(engines), 'engine file')}" if 0 < len(engines) < len(built) else ""
+    return f"{text} served {_count(len(built), 'row')}{ending}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What somebody finds on the labelled set."""
+
+    name: str
+    note: str
+    precision: str  # "": not an engine
+    value: float
+    text: str
+    percent: float  # its length
+
+
+def bars(model: ReportModel) -> tuple[Bar, ...]:
+    """The baseline, the reference, and each engine; rows that were judged alike share one."""
+    labelled = model.labelled
+    if labelled is None:
+        return ()
+    said = share_text if model.task == "clip" else figure_text
+    lines: list[tuple[str, str, str, float]] = []
+    if labelled.baseline is not None:
+        lines.append((labelled.baseline_name, "without the model", "", labelled.baseline))
+    lines.append(("fp32 reference", "PyTorch's weights, as exported", "", labelled.reference))
+    groups: dict[tuple[str, str, float], list[str]] = {}
+    for row in model.rows:
+        if row.found is not None:
+            groups.setdefault((row.precision, row.judged_on, row.found), []).append(row.sku)
+    for (precision, judged_on, found), skus in groups.items():
+        name = skus[0] if len(skus) == 1 else f"{len(skus)} rows"
+        lines.append((name, judged_on.replace("typed-onnx", "typed ONNX"), precision, found))
+    return tuple(
+        Bar(name=name, note=note, precision=precision, value=value, text=said(value), percent=round(100 * value, 2))
+        for name, note, precision, value in lines
+    )
+
+
+def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[CheckLine, ...]]]:
+    """Each distinct set of checks once, with the rows that it judged: rows of one typed ONNX are judged alike."""
+    groups: dict[tuple[str, str, tuple[CheckLine, ...]], list[ReportRow]] = {}
+    for row in model.rows:
+        if row.checks:
+            groups.setdefault((row.precision, row.judged_on, row.checks), []).append(row)
+    return [(tuple(rows), checks) for (_, _, checks), rows in groups.items()]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,228 @@
+"""Where stage outputs live: blobs by digest, a record per step key, a pointer to the latest record of each subject."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import StoreError
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """Bytes in the store."""
+
+    digest: str  # "sha256:" + 64 hex digits
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one step made, and everything its key was computed from."""
+
+    key: str  # 64 hex digits over the ingredients
+    stage: str
+    subject: str
+    ingredients: Mapping[str, Any]
+    outputs: Mapping[str, Blob]
+    facts: Mapping[str, Any]
+    duration_s: float
+    peak_rss_bytes: int
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the form that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def step_key(ingredients: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(ingredients)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, sync, rename: a reader sees the old bytes or the new ones, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """A folder of blobs and records. Several readers, and one builder, or several that claim their steps (`locked`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._blobs = self.root / "blobs" / "sha256"
+        self._steps = self.root / "steps"
+        self._latest = self.root / "latest"
+        self._attempts = self.root / "attempts"
+
+    # Blobs
+
+    def path(self, digest: str) -> Path:
+        algorithm, _, hexadecimal = digest.partition(":")
+        if algorithm != "sha256" or len(hexadecimal) != 64:
+            raise StoreError(f"{digest!r} is not a digest of this store; expected 'sha256:' and 64 hex digits")
+        return self._blobs / hexadecimal[:2] / hexadecimal
+
+    def has(self, blob: Blob) -> bool:
+        """Whether the blob is there with its full size. Its bytes are hashed when they are used (`verified`)."""
+        try:
+            return self.path(blob.digest).stat().st_size == blob.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def put(self, source: Path) -> Blob:
+        """Move a file into the store. The file at `source` is gone afterwards."""
+        digest = file_digest(source)
+        target = self.path(digest)
+        blob = Blob(digest=digest, size_bytes=source.stat().st_size)
+        if self.has(blob):
+            source.unlink()
+            return blob
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(source, 0o444)
+        os.replace(source, target)
+        return blob
+
+    def put_bytes(self, content: bytes) -> Blob:
+        with self.workspace() as folder:
+            (folder / "bytes").write_bytes(content)
+            return self.put(folder / "bytes")
+
+    def verified(self, blob: Blob) -> Path:
+        """The path of a blob whose bytes were hashed just now. A damaged one is set aside, to be built again."""
+        path = self.path(blob.digest)
+        if not path.exists():
+            raise StoreError(f"{path} is missing; run the build again to make it anew")
+        found = file_digest(path)
+        if found != blob.digest:
+            aside = path.with_suffix(".damaged")
+            os.replace(path, aside)
+            raise StoreError(f"{path} holds {found}: moved to {aside.name}; run the build again to make it anew")
+        return path
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """An empty folder on the store's own file system, removed afterwards."""
+        parent = self.root / "tmp"
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # Records
+
+    def record(self, key: str) -> Record | None:
+        """The record of a key, if it is there and all its blobs are."""
+        record = self._read(self._steps / f"{key}.json")
+        if record is None or not all(self.has(blob) for blob in record.outputs.values()):
+            return None
+        return record
+
+    def write_record(self, record: Record) -> Record:
+        """Record what a step made, and return what stands: the first complete record of a key is never replaced.
+
+        A builder that was taken for lost and finishes after all thus gets what was made in its place.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "records.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            standing = self.record(record.key)
+            if standing is None:
+                write_atomically(self._steps / f"{record.key}.json", canonical(asdict(record)))
+        self.point(standing or record)
+        return standing or record
+
+    # A step that is asked for again has another key: no record is ever removed, and a late writer of the attempt before
+    # writes under a key that no longer counts.
+
+    def current(self, ingredients: Mapping[str, Any]) -> dict[str, Any]:
+        """The ingredients as they count now: with the number of the attempt, where the step was asked for again."""
+        try:
+            attempt = int((self._attempts / step_key(ingredients)).read_text())
+        except FileNotFoundError:
+            return dict(ingredients)
+        return {**ingredients, "attempt": attempt}
+
+    def ask_again(self, ingredients: Mapping[str, Any]) -> None:
+        """Have a step made once more, though nothing changed; one that is still to be made is not asked for twice."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "records.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            now = self.current(ingredients)
+            if self.record(step_key(now)) is not None:
+                number = now.get("attempt", 0) + 1
+                write_atomically(self._attempts / step_key(ingredients), str(number).encode())
+
+    def point(self, record: Record) -> None:
+        """Make this the latest record of its subject: what `plan` compares with to say why a step is stale."""
+        pointer = self._latest / record.stage / record.subject
+        if not pointer.exists() or pointer.read_text() != record.key:
+            write_atomically(pointer, record.key.encode())
+
+    def latest(self, stage: str, subject: str) -> Record | None:
+        pointer = self._latest / stage / subject
+        try:
+            return self._read(self._steps / f"{pointer.read_text()}.json")
+        except FileNotFoundError:
+            return None
+
+    def _read(self, path: Path) -> Record | None:
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise StoreError(f"{path} is not readable ({error}); remove it and run the build again") from error
+        raw["outputs"] = {name: Blob(**blob) for name, blob in raw["outputs"].items()}
+        return Record(**raw)
+
+    @contextmanager
+    def locked(self, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+        """Hold the store for one builder; wait for it, or refuse. The kernel frees the lock when the process dies.
+
+        shared: beside other builders that hold it so, and that claim each step (pipelines.store.claims).
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait and not shared else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                if not shared:
+                    raise StoreError(
+                        f"another build holds {self.root}; wait for it, or give this one its own --store"
+                    ) from error
+            else:
+                shutil.rmtree(self.root / "tmp", ignore_errors=True)
+            if shared:
+                fcntl.flock(file, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+            yield

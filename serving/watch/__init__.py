@@ -1,0 +1,4 @@
+"""What is told of a running server: metrics, logs and traces.
+
+Nothing here changes what the server does.
+"""

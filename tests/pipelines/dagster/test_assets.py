@@ -1,0 +1,134 @@
+"""The Dagster shell over the demo matrix: the graph, the partitions, one row materialised for real."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipelines.build.build_matrix import Workshop
+from pipelines.dagster.assets import Partitions, factory_assets
+from pipelines.dagster.resources import Factory
+from pipelines.dagster.source_assets import source_assets
+from pipelines.matrix import load as matrices
+from pipelines.matrix.values import Worker
+from pipelines.plan.graph import Graph
+from pipelines.plan.layout import graph
+
+DEMO = Path(__file__).parents[3] / "sku_matrix.yaml"
+WORKER = Worker(
+    cpu_arch="x86_64",
+    cpu_features=frozenset({"avx2", "avx512_bf16"}),
+    compilers=frozenset({"tensorrt-rtx", "openvino", "onnx"}),
+)
+MATRIX = """
+schema_version: 1
+models:
+  tiny:
+    task: embed
+    source: ./tiny-bert
+    release: "1.2.3"
+    max_tokens: 64
+    shapes: {min: [1, 1], opt: [8, 32], max: [64, 64]}
+    calibration: {num_texts: 16, max_tokens: 64}
+    retrieval: stdlib-docstrings
+    runtimes: [cpu]
+skus:
+  h100:
+    {compute_capability: "9.0", pci_ids: ["2330"], product: h100-80gb-hbm3, memory_gib: 80, gpus_per_node: 8,
+     precisions: [fp16], compiler: tensorrt}
+  cpu-x86-64: {cpu_arch: x86_64, cpu_features: [], precisions: [fp32], compiler: onnx}
+build:
+  - {models: [tiny], skus: [h100], precisions: [fp16], tp: [1]}
+  - {models: [tiny], skus: [cpu-x86-64], precisions: [fp32], tp: [1]}
+"""
+
+
+@pytest.fixture(scope="module")
+def demo() -> Graph:
+    matrix = matrices.load(DEMO)
+    return graph(matrix, matrix.rows, WORKER)
+
+
+def test_the_graph_goes_from_export_to_publication(demo: Graph) -> None:
+    assets = [*source_assets(Partitions(demo).of), *factory_assets(demo)]
+    definitions = dg.Definitions(assets=assets, resources={"factory": Factory()})
+    resolved = definitions.resolve_asset_graph()
+    parents = {
+        key.to_user_string(): {p.to_user_string() for p in resolved.get(key).parent_keys}
+        for key in resolved.get_all_asset_keys()
+    }
+    sources = {"model_revision", "toolchain", "settings"}
+    assert parents == {
+        "fp32_onnx": sources,
+        "typed_onnx": {"fp32_onnx", "toolchain", "settings"},
+        "engine": {"fp32_onnx", "typed_onnx", "toolchain", "settings"},
+        "verdict": {"fp32_onnx", "typed_onnx", "engine", "toolchain", "settings"},
+        "manifest": {"verdict", "settings"},
+        "image": {"manifest", "settings"},
+        "publication": {"image", "settings"},
+        **{source: set() for source in sources},
+    }
+
+
+def test_only_one_export_and_one_measurement_run_at_a_time_by_their_pools(demo: Graph) -> None:
+    pools = {asset.key.to_user_string(): asset.op.pool for asset in factory_assets(demo)}
+    assert pools == {
+        "fp32_onnx": "export",
+        "typed_onnx": "export",
+        "engine": "engine",
+        "verdict": "measure",
+        "manifest": "package",
+        "image": "package",
+        "publication": "publish",
+    }
+
+
+def test_every_row_is_one_partition_and_its_run_is_tagged_with_what_its_worker_must_be(demo: Graph) -> None:
+    engine = next(a for a in factory_assets(demo) if a.key.to_user_string() == "engine")
+    assert engine.partitions_def is not None
+    assert engine.partitions_def.get_partition_keys() == [plan.row.name for plan in demo.rows]
+    tags = engine.partitions_def.get_tags_for_partition_key("all-minilm-l6-v2__l40s__fp8__tp1")
+    assert tags["enginery/sku"] == "l40s"
+    assert tags["enginery/precision"] == "fp8"
+
+
+@pytest.mark.slow
+def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipped(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "tiny-bert")
+    (tmp_path / "matrix.yaml").write_text(MATRIX)
+    factory = Factory(
+        matrix=str(tmp_path / "matrix.yaml"), store=str(tmp_path / "store"), dist=str(tmp_path / "dist"), jobs=1
+    )
+    workshop = Workshop.open(Path(factory.matrix), store=Path(factory.store))
+    steps = workshop.graph()
+    by_name = {asset.key.to_user_string(): asset for asset in factory_assets(steps)}
+
+    def materialize(names: list[str], partition: str) -> dg.ExecuteInProcessResult:
+        chosen = [by_name[name] for name in names]
+        sources = [asset for name, asset in by_name.items() if name not in names]
+        return dg.materialize(
+            [*chosen, *sources], selection=chosen, partition_key=partition, resources={"factory": factory}
+        )
+
+    row = materialize(["engine", "verdict"], "tiny__cpu-x86-64__fp32__tp1")
+    assert row.success
+    (check,) = row.get_asset_check_evaluations()
+    assert check.passed
+    made = {
+        event.asset_key.to_user_string(): event for event in row.get_asset_materialization_events() if event.asset_key
+    }
+    metadata = made["verdict"].materialization.metadata
+    assert metadata["cosine_min"].value > 0.9999  # type: ignore[operator]
+    assert str(made["engine"].materialization.metadata["engine digest"].value).startswith("sha256:")
+
+    skipped = materialize(["engine", "verdict"], "tiny__h100__fp16__tp1")
+    assert skipped.success
+    assert not skipped.get_asset_materialization_events()
+
+    released = materialize(["manifest"], "tiny")
+    assert released.success
+    assert (tmp_path / "dist" / "tiny" / "model_manifest.yaml").is_file()
+    assert (tmp_path / "dist" / "tiny" / "report.html").is_file()

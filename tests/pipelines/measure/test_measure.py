@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pipelines import stage
+from pipelines.errors import GateError
+from pipelines.gate import judge as gate
+from pipelines.gate.thresholds import DEFAULT_GATES
+from pipelines.measure import runner, speed
+from pipelines.onnx_graph import precision as typed_onnx
+from pipelines.stage import StageRequest, StageResult
+from serving.backends import load
+from serving.backends.base import LoadOptions
+from serving.contract.profile import Precision
+from serving.start.prove import rows
+from serving.tasks.embed import Encoder, Golden, dump_golden, dump_spec
+from tests.support.models import write_onnx
+from tests.support.profiles import Tiny, make_tiny
+
+Measure = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return make_tiny(0)
+
+
+@pytest.fixture
+def inputs(tiny: Tiny, tmp_path: Path) -> dict[str, Path]:
+    """What the planner gives a measure stage, of a model small enough to run in no time."""
+    rng = np.random.default_rng(7)
+    passages = [" ".join(f"w{n}" for n in rng.integers(0, 96, 20)) for _ in range(30)]
+    queries = [" ".join(passage.split()[:6]) for passage in passages]
+    texts = {"retrieval": {"queries": queries, "passages": passages, "relevant": [[i] for i in range(30)]}}
+    content = {
+        "engine": tiny.onnx,
+        "fp32.onnx": tiny.onnx,
+        "tokenizer.json": tiny.tokenizer,
+        "task.json": dump_spec(tiny.spec),
+        "golden.json": dump_golden(tiny.golden),
+        "texts.json": json.dumps(texts).encode(),
+    }
+    return {name: write(tmp_path / "in" / name, data) for name, data in content.items()}
+
+
+@pytest.fixture
+def measured(inputs: dict[str, Path], tmp_path: Path) -> Measure:
+    """Run the stage with some params changed and some inputs replaced; returns metrics.json."""
+
+    def run(changed: Mapping[str, Any] | None = None, **replaced: bytes) -> dict[str, Any]:
+        result = run_stage(tmp_path, inputs, changed or {}, replaced)
+        return dict(json.loads(result.outputs["metrics.json"].read_bytes()))
+
+    return run
+
+
+def run_stage(
+    tmp_path: Path, inputs: Mapping[str, Path], changed: Mapping[str, Any], replaced: Mapping[str, bytes]
+) -> StageResult:
+    folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+    (folder / "out").mkdir(parents=True)
+    given = {**inputs, **{name: write(folder / name, data) for name, data in replaced.items()}}
+    params = {"task": "embed", "precision": "fp32", "judged_on": "engine", "backend": "onnxruntime", **changed}
+    request = StageRequest(stage="measure", subject="a test", params=params, inputs=given, output_dir=folder / "out")
+    return stage.run(request)
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def judge(metrics: dict[str, Any], precision: str) -> gate.Verdict:
+    thresholds = DEFAULT_GATES["embed"][Precision(precision)]
+    return gate.judge(metrics, thresholds, row="a row", judged_on=metrics["judged_on"], digests={})
+
+
+def bf16_product(left: str = "weight") -> bytes:
+    """(2, 8) float32 -> bf16 -> product with bf16 weights -> squared in bf16 -> float32."""
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.BFLOAT16),
+        helper.make_node("MatMul", ["x16", "weight"], ["product"]),
+        helper.make_node("Transpose", ["product"], ["moved"], perm=[1, 0]),
+        helper.make_node("Mul", ["moved", "moved"], ["square"]),
+        helper.make_node("Cast", ["square"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "bf16",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 2])],
+        [numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16), "weight")],
+    )
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString())
+
+
+def test_the_reference_measured_against_itself_loses_nothing_and_passes_its_gate(measured: Measure):
+    metrics = measured()
+    assert metrics["cosine"]["min"] == pytest.approx(1, abs=1e-6)
+    assert len(metrics["cosine"]["values"]) == metrics["cosine"]["num_texts"] == 6
+    assert metrics["retrieval"]["drop"] == 0
+    assert metrics["retrieval"]["num_queries"] == 30
+    assert 0.2 < metrics["retrieval"]["ndcg_at_10"] <= 1
+    assert metrics["realized_precision"] == {"fp32": 1.0}
+    assert metrics["judged_with"] == f"onnxruntime {onnxruntime.__version__}"
+    assert judge(metrics, "fp32").passed
+
+
+def test_the_engine_of_another_model_fails_on_its_cosine(measured: Measure):
+    metrics = measured(engine=make_tiny(1).onnx)
+    verdict = judge(metrics, "fp32")
+    assert not verdict.passed
+    assert "is below 0.9999" in verdict.reasons[0]
+
+
+def test_an_engine_that_lets_padding_into_its_vectors_fails_on_batch_invariance(measured: Measure, tiny: Tiny):
+    leaky = onnx.load_model_from_string(tiny.onnx)
+    product = next(node for node in leaky.graph.node if node.output[0] == "kept")
+    leaky.graph.node.remove(product)
+    leaky.graph.node.insert(4, helper.make_node("Identity", ["states"], ["kept"]))
+    metrics = measured(engine=leaky.SerializeToString())
+    assert metrics["batch_invariance"]["min_cosine"] < 0.99
+    assert "batch_invariance" in {check.name for check in judge(metrics, "fp32").checks if check.passed is False}
+
+
+def test_an_openvino_engine_is_timed_in_turn_with_the_rung_above(measured: Measure, tiny: Tiny):
+    above = {"backend": "onnxruntime", "precision": "fp32"}
+    metrics = measured({"backend": "openvino", "speed": True, "above": above}, engine=tiny.blob, above=tiny.onnx)
+    found = metrics["speed"]
+    assert found["shape"] == [8, 32], "the largest that this engine takes"
+    assert found["items_per_s"] > 0
+    assert found["latency_s"] > 0
+    ratio = found["items_per_s"] / found["above"]["items_per_s"]
+    assert found["throughput_ratio"] == pytest.approx(ratio, rel=0.01)
+    assert metrics["realized_precision"]
+    assert metrics["judged_with"].startswith("openvino ")
+
+
+def test_without_a_rung_above_the_speed_is_recorded_and_not_compared(measured: Measure):
+    found = measured({"speed": True})["speed"]
+    assert found["above"] is None
+    assert "throughput_ratio" not in found
+
+
+def test_engines_take_turns_so_that_a_busy_machine_slows_all_alike():
+    order: list[str] = []
+    calls = {name: (lambda _, name=name: order.append(name)) for name in "ab"}
+    medians = speed.interleaved(calls, {}, 3)
+    assert order == ["a", "b"] * (3 + speed.WARM_UP_ROUNDS)
+    assert medians.keys() == {"a", "b"}
+
+
+def test_a_typed_onnx_gives_the_same_metrics_at_every_run(measured: Measure):
+    assert measured({"judged_on": "typed-onnx"}) == measured({"judged_on": "typed-onnx"})
+
+
+def test_an_fp8_graph_is_judged_on_this_cpu(measured: Measure, tiny: Tiny, tmp_path: Path):
+    fp32, fp8 = (write_onnx(tmp_path / f"{kind}.onnx", fp8=kind == "fp8").read_bytes() for kind in ("fp32", "fp8"))
+    spec = msgspec.structs.replace(tiny.spec, dimension=64)
+    backend = load("onnxruntime", fp32, LoadOptions(precision=Precision.FP32, num_threads=1))
+    items = Encoder(tiny.tokenizer, spec).encode(tiny.golden.texts, truncate="END")
+    vectors = rows(backend.infer, spec.towers[0], items)
+    metrics = measured(
+        {"judged_on": "typed-onnx", "precision": "fp8"},
+        **{
+            "engine": fp8,
+            "fp32.onnx": fp32,
+            "task.json": dump_spec(spec),
+            "golden.json": dump_golden(Golden(texts=tiny.golden.texts, vectors=vectors)),
+        },
+    )
+    assert 0.98 < metrics["cosine"]["min"] < 0.99999, "rounded to fp8, and not run as fp32"
+    assert metrics["realized_precision"] == {"fp8": 1.0}
+
+
+def test_a_recorded_reference_gives_what_running_it_gives(measured: Measure, inputs: dict[str, Path], tmp_path: Path):
+    recorded = run_stage(tmp_path, inputs, {"judged_on": "reference"}, {}).outputs["reference.json"].read_bytes()
+    engine = make_tiny(1).onnx
+    assert measured(engine=engine)["retrieval"] == measured(engine=engine, **{"reference.json": recorded})["retrieval"]
+
+
+def test_a_reference_of_another_set_is_refused(measured: Measure):
+    other = json.dumps({"set": "beir:mine", "max_tokens": 256, "ndcg_at_10": [1.0]}).encode()
+    with pytest.raises(GateError, match=r"reference\.json is of beir:mine cut at 256 tokens"):
+        measured(engine=make_tiny(1).onnx, **{"reference.json": other})
+
+
+def test_a_persons_own_retrieval_set_is_used(measured: Measure, tmp_path: Path):
+    folder = tmp_path / "mine"
+    write(folder / "corpus.jsonl", b'{"_id": "a", "text": "w1 w2 w3"}\n{"_id": "b", "text": "w50 w60 w70"}\n')
+    write(folder / "queries.jsonl", b'{"_id": "q", "text": "w50 w60"}\n')
+    write(folder / "qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq\tb\t1\n")
+    found = measured({"retrieval": "beir:mine", "source_base": str(tmp_path)})["retrieval"]
+    assert (found["set"], found["num_queries"], found["num_passages"]) == ("beir:mine", 1, 2)
+    assert found["ndcg_at_10"] == 1
+
+
+def test_bytes_that_are_no_engine_say_what_could_not_be_loaded(measured: Measure):
+    with pytest.raises(GateError, match=r"engine \(fp32\) cannot be loaded to be judged: ONNX Runtime"):
+        measured(engine=b"not an engine")
+
+
+def test_a_task_without_metrics_says_so(measured: Measure):
+    with pytest.raises(GateError, match="'generate' cannot be measured"):
+        measured({"task": "generate"})
+
+
+def test_every_text_is_in_one_batch_and_no_batch_is_beyond_the_limits(tiny: Tiny):
+    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 4000, 200)]
+    groups = list(runner.batches(lengths, tiny.spec.shapes.max[0]))
+    assert sorted(index for group in groups for index in group) == list(range(200))
+    for group in groups:
+        assert len(group) <= tiny.spec.shapes.max[0]
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= runner.MAX_BATCH_COST
+
+
+def test_bf16_written_out_in_float32_rounds_after_every_operator():
+    x = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32).astype(ml_dtypes.bfloat16)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    product = rounded(rounded(x) @ weight.astype(np.float32))
+    expected = rounded(product.T * product.T)
+    runnable, note = typed_onnx.runnable(bf16_product(), Precision.BF16)
+    (found,) = onnxruntime.InferenceSession(runnable).run(None, {"x": x})
+    assert np.array_equal(found, expected)
+    assert not np.array_equal(found, ((x @ weight.astype(np.float32)).T) ** 2)
+    assert "rounded to bf16" in note
+
+
+def fp16_square() -> bytes:
+    """(x @ weight) ** 2 in fp16."""
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float16), "weight")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["x16", "weight"], ["product"]),
+        helper.make_node("Mul", ["product", "product"], ["square"]),
+        helper.make_node("Sqrt", ["square"], ["root"]),
+        helper.make_node("Cast", ["root"], ["y"], to=TensorProto.FLOAT),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 8])]
+    graph = helper.make_graph(nodes, "square", inputs, outputs, [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def test_an_fp16_graph_that_overflows_on_a_gpu_overflows_when_it_is_judged():
+    x = np.full((1, 8), 300, np.float32)  # its square, 90 000, is more than fp16 holds
+    (as_it_is,) = onnxruntime.InferenceSession(fp16_square()).run(None, {"x": x})
+    assert np.isfinite(as_it_is).all(), "ONNX Runtime began to compute in fp16: nothing has to be written out any more"
+    judged, note = typed_onnx.runnable(fp16_square(), Precision.FP16)
+    (found,) = onnxruntime.InferenceSession(judged).run(None, {"x": x})
+    assert np.isinf(found).all()
+    assert "rounded to fp16" in note
+    (small,) = onnxruntime.InferenceSession(judged).run(None, {"x": np.full((1, 8), 3, np.float32)})
+    assert np.array_equal(small, np.full((1, 8), 3, np.float32))
+
+
+def test_realised_precision_is_read_from_the_graph(tiny: Tiny, tmp_path: Path):
+    assert typed_onnx.realized_precision(tiny.onnx) == {"fp32": 1.0}
+    assert typed_onnx.realized_precision(bf16_product()) == {"bf16": 1.0}
+    assert typed_onnx.realized_precision(write_onnx(tmp_path / "a.onnx", fp8=True).read_bytes()) == {"fp8": 1.0}
+    assert typed_onnx.realized_precision(write_onnx(tmp_path / "b.onnx", fp16=True).read_bytes()) == {"fp16": 1.0}
+
+
+def test_a_product_with_one_quantized_factor_counts_as_the_wider_one(tmp_path: Path):
+    model = onnx.load(write_onnx(tmp_path / "fp8.onnx", fp8=True))
+    product = next(node for node in model.graph.node if node.op_type == "MatMul")
+    product.input[0] = next(node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    assert typed_onnx.realized_precision(model.SerializeToString()) == {"fp32": 1.0}

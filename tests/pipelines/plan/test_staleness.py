@@ -1,0 +1,208 @@
+"""The plan: who shares what, what is stale, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.gate.thresholds import Thresholds
+from pipelines.matrix import load as matrices
+from pipelines.matrix.values import Matrix, Worker
+from pipelines.plan.graph import Graph, Ref, Step
+from pipelines.plan.layout import graph, rung_above, target_of
+from pipelines.plan.staleness import changes, ingredients, state_of, states
+from pipelines.store.store import Record, Store, step_key
+from serving.contract.profile import Precision
+
+DEMO = Path(__file__).parents[3] / "sku_matrix.yaml"
+WORKER = Worker(
+    cpu_arch="x86_64",
+    cpu_features=frozenset({"avx2", "avx512_bf16"}),
+    compilers=frozenset({"tensorrt-rtx", "openvino", "onnx"}),
+)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Matrix:
+    return matrices.load(DEMO)
+
+
+@pytest.fixture(scope="module")
+def demo_graph(demo: Matrix) -> Graph:
+    return graph(demo, demo.rows, WORKER)
+
+
+def built(plan: Graph, store: Store, without: tuple[str, ...] = ()) -> None:
+    """Records for every step, as a build would leave them."""
+    outputs: dict[str, Record] = {}
+    for step in plan.steps.values():
+        blobs = {name: outputs[ref.step].outputs[ref.output] for name, ref in step.inputs.items()}
+        made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
+        key = step_key(made_of)
+        wanted = {ref.output for other in plan.steps.values() for ref in other.inputs.values() if ref.step == step.id}
+        made = {name: store.put_bytes(f"{key} {name}".encode()) for name in wanted or {"verdict.json"}}
+        outputs[step.id] = Record(
+            key=key,
+            stage=step.stage,
+            subject=step.subject,
+            ingredients=made_of,
+            outputs=made,
+            facts={},
+            duration_s=1,
+            peak_rss_bytes=0,
+        )
+        if step.id not in without:
+            store.write_record(outputs[step.id])
+
+
+def stale(plan: Graph, store: Store) -> set[str]:
+    return {step_id for step_id, state in states(plan, store).items() if state.record is None}
+
+
+def test_rows_that_differ_only_in_sku_share_export_and_quantization(demo_graph: Graph) -> None:
+    stages = [step.stage for step in demo_graph.steps.values()]
+    assert stages.count("export") == 1
+    quantized = [step.subject for step in demo_graph.steps.values() if step.stage == "quantize"]
+    assert len(quantized) == len(set(quantized)) <= 4
+
+
+def test_skus_of_one_compute_capability_share_one_compile(demo_graph: Graph) -> None:
+    ada = {
+        plan.engine
+        for plan in demo_graph.rows
+        if plan.row.sku.compute_capability == "8.9" and plan.row.precision is Precision.FP16
+    }
+    assert len(ada) == 1
+    assert sum(p.row.sku.compute_capability == "8.9" and p.row.precision is Precision.FP16 for p in demo_graph.rows) > 2
+
+
+def test_a_row_that_needs_a_gpu_that_is_not_here_is_planned_and_skipped_with_the_reason(demo_graph: Graph) -> None:
+    hopper = [plan for plan in demo_graph.rows if plan.row.sku.compute_capability == "9.0"]
+    assert hopper
+    assert all(plan.engine is None and "needs a worker with h" in str(plan.refusal) for plan in hopper)
+
+
+def test_each_step_comes_after_the_steps_it_takes_from(demo_graph: Graph) -> None:
+    seen: set[str] = set()
+    for step in demo_graph.steps.values():
+        assert {ref.step for ref in step.inputs.values()} <= seen
+        seen.add(step.id)
+
+
+def test_an_empty_store_says_never_built(demo_graph: Graph, tmp_path: Path) -> None:
+    found = states(demo_graph, Store(tmp_path))
+    assert found["texts/stdlib"].why == ("never built",)
+    assert all(state.record is None for state in found.values())
+
+
+def test_a_complete_store_has_nothing_to_build(demo_graph: Graph, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built(demo_graph, store)
+    assert stale(demo_graph, store) == set()
+
+
+def test_touching_one_threshold_judges_again_and_nothing_else(demo: Matrix, demo_graph: Graph, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built(demo_graph, store)
+    gates = {task: dict(by_precision) for task, by_precision in demo.gates.items()}
+    gates["embed"][Precision.FP8] = replace(gates["embed"][Precision.FP8], max_ndcg_drop=0.001)
+    touched = graph(replace(demo, gates=gates), demo.rows, WORKER)
+    found = states(touched, store)
+    again = {step_id: state for step_id, state in found.items() if state.record is None}
+    assert again
+    assert all(step_id.startswith("judge/") and "__fp8__" in step_id for step_id in again)
+    assert {state.why for state in again.values()} == {("params.thresholds.max_ndcg_drop: 0.005 -> 0.001",)}
+
+
+def test_changing_one_skus_entry_rebuilds_only_its_rows(demo: Matrix, demo_graph: Graph, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built(demo_graph, store)
+    skus = {**demo.skus, "t4": replace(demo.skus["t4"], compute_capability="8.6")}
+    rows = tuple(replace(row, sku=skus[row.sku.name]) for row in demo.rows)
+    touched = graph(replace(demo, skus=skus, rows=rows), rows, WORKER)
+    assert stale(touched, store) <= {step_id for step_id in touched.steps if "__t4__" in step_id}
+
+
+def test_a_new_compiler_version_makes_its_engines_stale_and_says_so(demo_graph: Graph, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built(demo_graph, store)
+    step = next(s for s in demo_graph.steps.values() if s.stage == "compile" and "openvino" in s.subject)
+    newer = replace(step, toolchain={"openvino": "9999.1"})
+    record = store.latest(step.stage, step.subject)
+    assert record is not None
+    source = next(iter(step.inputs.values()))
+    state = state_of(newer, store, lambda ref: states(demo_graph, store)[source.step].record.outputs.get(ref.output))  # type: ignore[union-attr]
+    assert state.record is None
+    assert any(line.startswith("toolchain.openvino:") and line.endswith("-> 9999.1") for line in state.why)
+
+
+def test_a_step_whose_input_is_stale_waits_for_it(demo_graph: Graph, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built(demo_graph, store, without=("export/all-minilm-l6-v2",))
+    found = states(demo_graph, store)
+    quantize = next(s for s in demo_graph.steps if s.startswith("quantize/"))
+    assert found[quantize].why == ("export/all-minilm-l6-v2 is built first",)
+
+
+def test_no_path_of_this_machine_enters_a_key(demo_graph: Graph) -> None:
+    for step in demo_graph.steps.values():
+        assert str(DEMO.parent) not in str(ingredients(step, {}))
+
+
+def test_a_closure_holds_a_step_and_what_it_takes_from(demo_graph: Graph) -> None:
+    verdict = next(plan.verdict for plan in demo_graph.rows if plan.verdict is not None)
+    small = demo_graph.closure([verdict.step])
+    assert {step.stage for step in small.steps.values()} >= {"texts", "export", "compile", "measure", "judge"}
+    assert len(small.steps) < len(demo_graph.steps)
+
+
+def test_a_lower_precision_is_compared_with_the_rung_above_on_its_own_sku(demo: Matrix) -> None:
+    bf16 = next(r for r in demo.rows if r.sku.name == "cpu-avx512-bf16" and r.precision is Precision.BF16)
+    above = rung_above(bf16, demo.rows)
+    assert above is not None
+    assert (above.sku.name, above.precision) == ("cpu-avx512-bf16", Precision.FP32)
+    generic = rung_above(above, demo.rows)
+    assert generic is not None
+    assert generic.sku.name == "cpu-x86-64"
+    assert rung_above(generic, demo.rows) is None
+
+
+def test_a_target_names_what_the_compiler_is_told(demo: Matrix) -> None:
+    targets = {row.sku.name: target_of(row) for row in demo.rows}
+    assert targets["l40s"] == "tensorrt-rtx-sm89"
+    assert targets["cpu-avx512-bf16"] == "openvino-avx512-core-bf16"
+    assert targets["cpu-x86-64"] == "onnx"
+
+
+def test_changes_are_told_in_words() -> None:
+    assert changes({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b: 1 -> 2"]
+    assert changes({"inputs": {"x": "sha256:1"}}, {"inputs": {"x": "sha256:2"}}) == ["inputs.x changed"]
+    assert changes({"a": [1]}, {"a": (1,)}) == []
+
+
+def test_a_step_that_takes_nothing_is_known_by_its_parameters(tmp_path: Path) -> None:
+    step = Step(stage="texts", subject="s", params={"a": 1}, inputs={}, toolchain={})
+    assert state_of(step, Store(tmp_path), lambda _: None).why == ("never built",)
+    assert Ref(step=step.id, output="x").step == "texts/s"
+
+
+def test_thresholds_survive_the_way_through_a_steps_parameters(demo_graph: Graph) -> None:
+    judge = next(step for step in demo_graph.steps.values() if step.stage == "judge")
+    assert Thresholds(**judge.params["thresholds"]).proof_min_cosine > 0.9
+
+
+def test_a_gpu_row_is_measured_on_its_engine_where_that_gpu_is(demo: Matrix) -> None:
+    worker = replace(WORKER, gpu_pci_ids=("26b9",))
+    plans = {plan.row.name: plan for plan in graph(demo, demo.rows, worker).rows}
+    steps = graph(demo, demo.rows, worker).steps
+    ours, theirs = (plans[f"all-minilm-l6-v2__{sku}__fp8__tp1"].metrics for sku in ("l40s", "l4"))
+    assert ours is not None
+    assert theirs is not None
+    here, elsewhere = steps[ours.step], steps[theirs.step]
+    assert (here.params["judged_on"], here.params["backend"], here.params["speed"]) == ("engine", "tensorrt-rtx", True)
+    assert here.inputs["engine"] == plans["all-minilm-l6-v2__l40s__fp8__tp1"].engine
+    assert "fp16" in here.inputs["above"].step
+    assert here.exclusive
+    assert elsewhere.params["judged_on"] == "typed-onnx"
