@@ -16,4 +16,7 @@ pytest_plugins = [
     "tests.support.profiles",
     "tests.support.bench",
     "tests.support.side_by_side",
+    "tests.support.buckets",
+    "tests.support.images",
+    "tests.support.registries",
 ]

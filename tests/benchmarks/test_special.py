@@ -13,7 +13,7 @@ from benchmarks import overload, padding, servers, soak, special, start_and_size
 from benchmarks.special import MIB, Watch
 from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError
-from tests.benchmarks.report.test_figures import outcome
+from tests.support.outcomes import outcome
 
 
 def watch(resident: list[int], every_s: float = 1.0) -> Watch:

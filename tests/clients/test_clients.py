@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.clients.conftest import PYTHON, Served, environ
+from tests.support.served_models import PYTHON, Served, environ
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(900)]
 Client = Callable[..., Any]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.datasets import images
-from tests.pipelines.recipes.test_clip import draw
+from tests.support.clips import draw
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "clip" / "train.py"
 

@@ -9,9 +9,7 @@ import pytest
 
 from pipelines.image.build import ImageResult
 from tests.operator.match_profiles import EXTRACT, ModelSpec, match_profiles, read_manifest
-from tests.pipelines.image.test_build import cache, engine, files_of, images
-
-__all__ = ["cache", "engine", "images"]  # fixtures
+from tests.support.images import files_of
 
 pytestmark = [
     pytest.mark.docker,

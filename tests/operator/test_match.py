@@ -9,8 +9,8 @@ import pytest
 from serving.choice.select import candidates, decide
 from serving.contract import manifest
 from serving.contract.profile import Gpu, Machine, Profile
-from tests.operator.conftest import VERSIONS
 from tests.operator.match_profiles import GpuSpec, ModelSpec, OperatorProfile, match_profiles
+from tests.support.published import VERSIONS
 
 ANY = ModelSpec()
 CPUS = {"cpu-x86-64", "cpu-avx2", "cpu-avx512-bf16", "cpu-amx"}  # agnostic: matched wherever GPUs do not decide

@@ -20,8 +20,9 @@ from serving.contract import manifest
 from serving.contract.profile import Precision
 from serving.errors import ManifestError
 from serving.tasks.base import ONLY
-from tests.operator.conftest import MODEL, VERSIONS, dumped
 from tests.operator.match_profiles import CONFIG_MAP_BYTES, EXTRACT, NotReadable, parser_of, read_manifest
+from tests.support.fleet_manifest import MODEL, dump
+from tests.support.published import VERSIONS
 
 # ---- which parser ----------------------------------------------------------------------------------------------------
 
@@ -94,7 +95,7 @@ def test_every_cell_of_the_matrix_at_once_fits_a_config_map(plan: Matrix) -> Non
         for precision in sku.precisions
         for tp in ((1, 2, 4, 8) if sku.kind == "gpu" else (1,))
     ]
-    data = dumped(rows)
+    data = dump(rows)
     assert len(rows) > 250
     assert len(data) < CONFIG_MAP_BYTES
     assert len(read_manifest(data.decode())) == len(rows)

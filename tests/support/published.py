@@ -1,4 +1,4 @@
-"""Small packaged models to publish, and a reader that trusts nothing: it follows the pointer and hashes every file."""
+"""Small packaged models to publish, and `enginery` as a process of its own that publishes them."""
 
 from __future__ import annotations
 

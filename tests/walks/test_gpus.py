@@ -16,9 +16,10 @@ from pipelines.plan.layout import graph
 from pipelines.plan.toolchain import version_of
 from serving.contract import manifest
 from serving.contract.profile import Profile, ProfileFile
-from tests.pipelines.plan.test_staleness import DEMO, WORKER
 from tests.support import nvml_standin
 from tests.support.nvml_standin import L4, L40S
+from tests.support.plans import WORKER
+from tests.support.published import MATRIX
 
 pytestmark = nvml_standin.needs_compiler
 VERSIONS = {
@@ -31,7 +32,7 @@ VERSIONS = {
 @pytest.fixture(scope="module")
 def demo_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest that the demo matrix would ship, did every row pass: what is listed reads no engine."""
-    demo = matrices.load(DEMO)
+    demo = matrices.load(MATRIX)
     file = ProfileFile(path="engine.plan", uri="blobs/blake3/" + "0" * 64, checksum="blake3:" + "0" * 64, size_bytes=1)
     profiles = []
     rows = tuple(row for row in demo.rows if row.model.name == "all-minilm-l6-v2")

@@ -20,7 +20,7 @@ from pipelines.errors import CompileError, StoreError
 from pipelines.plan.staleness import State, states
 from pipelines.stage import StageRequest
 from pipelines.store.store import Blob, Store
-from tests.pipelines.recipes.test_clip import SHAPES, draw, save_clip
+from tests.support.clips import SHAPES, draw, save_clip
 
 pytestmark = pytest.mark.slow
 

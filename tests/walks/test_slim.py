@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.image import build, oci, package
-from pipelines.image import docker as docker_engine
+from pipelines.image import build, docker, oci, package
 from pipelines.publish.dispatch import publish
 from pipelines.release import oci_artifact
 from pipelines.store.store import Store
 from serving.contract import manifest
-from tests.pipelines.image.test_build import HARDENED, cache, engine  # noqa: F401
+from tests.support.images import HARDENED
 from tests.support.profiles import GENERIC, OPENVINO, add_profile, make_tiny, write_manifest
 from tests.support.servers import KEYS, registry, s3, serve
 
@@ -66,8 +65,8 @@ class Slim:
 
 @pytest.fixture(scope="module")
 def slim(
-    cache: Path,  # noqa: F811
-    engine: docker_engine.Engine,  # noqa: F811
+    image_store: Path,
+    docker_client: docker.Engine,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Slim]:
     folder, tiny = tmp_path_factory.mktemp("slim") / MODEL, make_tiny(0)
@@ -78,9 +77,9 @@ def slim(
     write_manifest(root, [best, generic, elsewhere])
     path = root / package.MANIFEST
     path.write_bytes(path.read_bytes().replace(b"model: 'tiny'", f"model: '{MODEL}'".encode()))
-    (made,) = build.build_images(folder, ("cpu",), store=Store(cache), builder="host", kinds=("slim",))
+    (made,) = build.build_images(folder, ("cpu",), store=Store(image_store), builder="host", kinds=("slim",))
     yield Slim(image_id=made.image_id, folder=folder, selected=best.id)
-    engine.remove(made.reference)
+    docker_client.remove(made.reference)
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def volume(tmp_path: Path) -> Path:
     return folder
 
 
-def docker(slim: Slim, volume: Path, *options: str, command: tuple[str, ...], mode: str = "rw") -> list[str]:
+def container(slim: Slim, volume: Path, *options: str, command: tuple[str, ...], mode: str = "rw") -> list[str]:
     mounted = ("--volume", f"{volume}:/model-store:{mode}", "--env", "NIM_CACHE_PATH=/model-store")
     return ["docker", "run", "--rm", *ANY_USER, *mounted, *options, slim.image_id, *command]
 
@@ -106,13 +105,13 @@ def download(
 ) -> subprocess.CompletedProcess[str]:
     variables = {"NIM_REPOSITORY_OVERRIDE": repository, **environ}
     options = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
-    return run(docker(slim, volume, "--network=host", *options, command=("download-to-cache", *which)))
+    return run(container(slim, volume, "--network=host", *options, command=("download-to-cache", *which)))
 
 
 def serve_without_network(slim: Slim, volume: Path, num: int = 1) -> list[str]:
     """The last lines of `num` containers that serve one read-only cache at once."""
     script = 'start-server >&2 & python3 -c "$0"'
-    command = docker(slim, volume, "--network=none", command=("sh", "-c", script, ASK), mode="ro")
+    command = container(slim, volume, "--network=none", command=("sh", "-c", script, ASK), mode="ro")
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(num)]
     lines = []
     for each in started:
@@ -159,7 +158,7 @@ def test_a_download_in_a_container_that_is_killed_goes_on_in_the_next(slim: Slim
         killed = 0
         for moment in (0.3, 1.2, 2.0):
             options = ("--detach", "--network=host", "--env", f"NIM_REPOSITORY_OVERRIDE={web.url}")
-            command = docker(slim, volume, *options, command=("download-to-cache", "--all"))
+            command = container(slim, volume, *options, command=("download-to-cache", "--all"))
             name = run(command).stdout.strip()
             deadline, seen = time.monotonic() + 60, len(web.asked)
             while len(web.asked) == seen and time.monotonic() < deadline:
@@ -185,7 +184,7 @@ def test_corrupted_bytes_are_refused_in_a_container_and_nothing_of_them_stays(sl
 
 
 def test_a_slim_image_with_neither_files_nor_a_repository_says_what_to_set(slim: Slim, volume: Path) -> None:
-    done = run(docker(slim, volume, "--network=none", command=("start-server",), mode="ro"))
+    done = run(container(slim, volume, "--network=none", command=("start-server",), mode="ro"))
     assert done.returncode != 0
     assert "set NIM_REPOSITORY_OVERRIDE, or mount a filled cache" in done.stdout + done.stderr
 
@@ -193,7 +192,7 @@ def test_a_slim_image_with_neither_files_nor_a_repository_says_what_to_set(slim:
 def test_a_cache_that_may_not_be_written_is_a_reason_with_ids_and_modes(slim: Slim, volume: Path) -> None:
     with serve({}) as web:
         options = ("--network=host", "--env", f"NIM_REPOSITORY_OVERRIDE={web.url}")
-        done = run(docker(slim, volume, *options, command=("download-to-cache",), mode="ro"))
+        done = run(container(slim, volume, *options, command=("download-to-cache",), mode="ro"))
         assert done.returncode == 23
         assert "uid=12345 gid=2000" in done.stderr
         assert "a read-only file system" in done.stderr

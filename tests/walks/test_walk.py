@@ -26,7 +26,6 @@ from pipelines.image import docker as docker_engine
 from pipelines.store.store import Store
 from serving.contract import manifest
 from serving.tasks.embed import load_golden
-from tests.pipelines.image.test_build import cache, engine  # noqa: F401  fixtures
 from tests.support.models import ROOT
 
 pytestmark = pytest.mark.slow
@@ -235,10 +234,10 @@ UNPROBED = (*HARDENED, "--no-healthcheck")
 
 
 @pytest.fixture(scope="module")
-def built_image(walk: Walk, cache: Path, engine: docker_engine.Engine) -> Iterator[str]:  # noqa: F811
-    (made,) = build.build_images(walk.model, ("cpu",), store=Store(cache), builder="host")
+def built_image(walk: Walk, image_store: Path, docker_client: docker_engine.Engine) -> Iterator[str]:
+    (made,) = build.build_images(walk.model, ("cpu",), store=Store(image_store), builder="host")
     yield made.image_id
-    engine.remove(made.reference)
+    docker_client.remove(made.reference)
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
-
 import pytest
 
-from benchmarks.load.job import Outcome
 from benchmarks.report import figures
 from benchmarks.scenarios.scenarios import SCENARIOS, Requests
+from tests.support.outcomes import outcome
 
 REQUESTS = Requests(
     scenario=SCENARIOS[0],
@@ -18,22 +16,6 @@ REQUESTS = Requests(
     num_tokens=(20, 50),
     longest=30,
 )
-
-
-def outcome(which: list[int], status: list[int], took: list[float], wall_s: float = 2.0) -> Outcome:
-    zeros = array("d", [0.0] * len(which)).tobytes()
-    return Outcome(
-        which=array("I", which).tobytes(),
-        status=array("H", status).tobytes(),
-        began=zeros,
-        took=array("d", took).tobytes(),
-        lag=zeros,
-        wall_s=wall_s,
-        cpu_s=0.1,
-        num_wrong=0,
-        num_bytes=0,
-        notes=(),
-    )
 
 
 def test_rates_count_only_what_was_answered_with_200() -> None:

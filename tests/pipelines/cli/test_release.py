@@ -22,9 +22,9 @@ from pipelines.release import oci_artifact
 from pipelines.remote.bucket import Bucket
 from pipelines.remote.registry import Registry, parse
 from serving.choice import hardware
-from tests.pipelines.publish.test_to_registry import containers, host, imaged  # noqa: F401  fixtures
 from tests.support import nvml_standin, servers
 from tests.support.published import MATRIX, ROWS, VERSIONS, packaged, run
+from tests.support.registries import imaged
 
 SKUS = load(MATRIX).skus
 EVERY_GPU = [name for name, sku in SKUS.items() if sku.kind == "gpu"]
@@ -106,19 +106,19 @@ def test_a_reference_that_leads_nowhere_says_what_would(reference: str, words: s
 
 
 def test_a_release_of_a_registry_is_inspected_by_its_tag_and_beside_each_image(
-    host: str,  # noqa: F811
-    containers: Path,  # noqa: F811
+    registry_host: str,
+    containers: Path,
     tmp_path: Path,
 ) -> None:
     folder = imaged(tmp_path, containers)
-    publish(folder, f"oci://{host}/team/inspected:1.0.0")
-    whole = json.loads(run("inspect", f"oci://{host}/team/inspected:1.0.0", "--json", environ={}).stdout)
+    publish(folder, f"oci://{registry_host}/team/inspected:1.0.0")
+    whole = json.loads(run("inspect", f"oci://{registry_host}/team/inspected:1.0.0", "--json", environ={}).stdout)
     assert [one["kind"] for one in whole["images"]] == ["full", "slim"]
-    image = f"{host}/team/inspected@{whole['images'][0]['digest']}"
+    image = f"{registry_host}/team/inspected@{whole['images'][0]['digest']}"
     beside = json.loads(run("inspect", image, "--json", environ={}).stdout)
     assert beside["digest"] == whole["digest"]
     assert beside["runtime"] == "cpu"
-    explained = run("explain", f"{host}/team/inspected:1.0.0-cpu", "--gpu", "l40s", "--json", environ={})
+    explained = run("explain", f"{registry_host}/team/inspected:1.0.0-cpu", "--gpu", "l40s", "--json", environ={})
     assert json.loads(explained.stdout)["chosen"]["name"] == "tiny__cpu-x86-64__fp32__tp1"
 
 
@@ -241,27 +241,27 @@ def test_verify_reads_every_byte_that_is_published_and_names_each_that_is_wrong(
 
 
 def test_verify_looks_at_each_image_of_a_registry(
-    host: str,  # noqa: F811
-    containers: Path,  # noqa: F811
+    registry_host: str,
+    containers: Path,
     tmp_path: Path,
 ) -> None:
     folder = imaged(tmp_path, containers)
-    publish(folder, f"oci://{host}/team/verified:1.0.0")
-    checked = verify.verify(f"oci://{host}/team/verified:1.0.0")
+    publish(folder, f"oci://{registry_host}/team/verified:1.0.0")
+    checked = verify.verify(f"oci://{registry_host}/team/verified:1.0.0")
     assert (checked.problems, checked.num_files, checked.num_images) == ((), 6, 2)
     assert verify.verify(str(folder)) == replace(checked, found=resolve.read(str(folder)))
     # The same release where only its artifact was copied.
-    copied = Registry(parse(f"oci://{host}/team/copied"))
+    copied = Registry(parse(f"oci://{registry_host}/team/copied"))
     for _, blob, source in oci_artifact.contents(folder).layers:
         copied.push_blob(blob, source)
     copied.push_blob(oci_artifact.oci.blob_of(oci_artifact.EMPTY), oci_artifact.EMPTY)
     copied.push_manifest("1.0.0", oci_artifact.contents(folder).manifest)
-    problems = verify.verify(f"oci://{host}/team/copied:1.0.0").problems
+    problems = verify.verify(f"oci://{registry_host}/team/copied:1.0.0").problems
     assert len(problems) == 2
     assert all("is not there" in problem for problem in problems)
 
 
-def test_verify_reads_a_dist_folder_and_its_images_too(containers: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_verify_reads_a_dist_folder_and_its_images_too(containers: Path, tmp_path: Path) -> None:
     folder = imaged(tmp_path, containers)
     assert verify.verify(str(folder)).problems == ()
     engine = next(path for path in (folder / "rootfs").rglob("*") if path.is_file() and path.read_bytes() == b"8.9-fp8")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,86 +16,22 @@ import pytest
 from pipelines.errors import ImageError
 from pipelines.image import build as image
 from pipelines.image import docker, oci, package, runtime, wheels
-from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
-from pipelines.matrix.values import Row
-from pipelines.store.store import Store, file_digest
+from pipelines.store.store import Store
 from serving.contract import manifest
-from serving.contract.profile import Precision
-from serving.tasks.base import ONLY
-
-MATRIX = Path(__file__).parents[3] / "sku_matrix.yaml"
-VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0", "openvino": "2026.4.1", "onnxruntime": "1.31.1"}
-MODEL = f"test-images-{os.getpid()}"  # never the name of an image that a person has
-PYTHON = f"python3.{sys.version_info.minor}"
-CPU_ROWS = (("cpu-x86-64", "fp32"), ("cpu-avx512-bf16", "bf16"))
-GPU_ROWS = (("l40s", "fp16"), ("l4", "fp16"), ("l40s", "fp8"))
-HARDENED = (
-    *("--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
-    *("--pids-limit=256", "--user=12345:2000"),
-    "--no-healthcheck",  # an engine runs it inside the container as `docker exec` does, which some hosts cannot
-)
-
-
-def dist(folder: Path, rows: tuple[tuple[str, str], ...] = CPU_ROWS + GPU_ROWS, changed: str = "") -> Path:
-    """A packaged model whose engines are a few bytes: nothing here loads them."""
-    matrix = load(MATRIX)
-    model = replace(next(iter(matrix.models.values())), name=MODEL)
-    sources = folder / "sources"
-    sources.mkdir(parents=True)
-    for name in package.SHARED:
-        (sources / name).write_text(name)
-    candidates = []
-    for sku, precision in rows:
-        row = Row(model=model, sku=matrix.skus[sku], precision=Precision(precision), tp=1)
-        target = row.sku.compute_capability or row.sku.name
-        engine = sources / f"{target}-{precision}"
-        engine.write_text(f"{target} {precision}" + (" changed" if changed == sku else ""))
-        verdict = {"passed": True, "reasons": [], "digests": {"engine": file_digest(engine)}, "proof_min_cosine": 0.98}
-        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict))
-    package.package(model, candidates, {n: sources / n for n in package.SHARED}, VERSIONS, folder / "dist")
-    return folder / "dist"
+from tests.support.images import CPU_ROWS, GPU_ROWS, HARDENED, MODEL, base_tar, dist, files_of, write_containers
+from tests.support.published import MATRIX
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A folder like containers/, with a runtime that needs no packages; and a base that only looks like one."""
-    folder = tmp_path / "containers"
-    for name in ("cpu", "rtx"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "Dockerfile").write_text(
-            'ARG BASE\nFROM ${BASE}\nCOPY app/ /opt/enginery/\nENV A=1\nUSER 1000:1000\nENTRYPOINT ["/bin/x"]\n'
-        )
-    shutil.copytree(runtime.CONTAINERS / "bin", folder / "bin", symlinks=True)
-    shutil.copy(runtime.CONTAINERS / "images.lock", folder)
-    return folder
-
-
-def base_tar(path: Path, python: str = PYTHON, **changed: bytes) -> Path:
-    files = {f"usr/bin/{python}": b"#!", "etc/os-release": b"debian", **changed}
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o755
-            archive.addfile(member, io.BytesIO(data))
-    return path
+    return write_containers(tmp_path / "containers", "cpu", "rtx")
 
 
 def build(folder: Path, store: Path, containers: Path, base: Path, *runtimes: str) -> tuple[image.ImageResult, ...]:
     return image.build_images(
         folder, runtimes or ("rtx", "cpu"), store=Store(store), base=base, containers=containers, docker=False
     )
-
-
-def files_of(result: image.ImageResult) -> dict[str, bytes]:
-    """The image's files, upper layers over lower ones."""
-    found: dict[str, bytes] = {}
-    for layer in result.layers:
-        with tarfile.open(result.layout / oci.blob_path(layer.blob.digest)) as archive:
-            for member in archive:
-                if member.isreg():
-                    found[member.name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-    return found
 
 
 def test_the_same_package_gives_the_same_digests_in_two_folders(tmp_path: Path, small: Path) -> None:
@@ -339,36 +270,6 @@ def test_a_strip_pattern_that_matches_nothing_is_an_error(tmp_path: Path) -> Non
 # With a Docker engine
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store with the real base and wheels. ENGINERY_CACHE keeps it between runs: a base takes a minute to make."""
-    folder = Path(os.environ.get("ENGINERY_CACHE") or tmp_path_factory.mktemp("cache"))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "tests.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def engine() -> docker.Engine:
-    try:
-        return docker.connect(timeout_s=300)
-    except docker.EngineUnreachable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def images(
-    cache: Path, engine: docker.Engine, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, image.ImageResult]]:
-    """Real runtimes under a model of a few bytes, in the engine."""
-    folder = dist(tmp_path_factory.mktemp("images"))
-    made = image.build_images(folder, ("rtx", "cpu"), store=Store(cache), builder="host")
-    yield {result.runtime: result for result in made}
-    for result in made:
-        engine.remove(result.reference)
-
-
 def run(result: image.ImageResult, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["docker", "run", "--rm", *HARDENED, *options, result.image_id, *command],
@@ -471,16 +372,16 @@ def test_tensorrt_for_rtx_loads_in_its_image_without_a_gpu(images: dict[str, ima
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_engines_build_and_the_hosts_give_one_digest(
-    cache: Path, engine: docker.Engine, images: dict[str, image.ImageResult], tmp_path: Path
+    image_store: Path, docker_client: docker.Engine, images: dict[str, image.ImageResult], tmp_path: Path
 ) -> None:
     del images  # the base is in the cache
-    by_host = runtime.prepare(["cpu"], store=Store(cache), engine=None, builder="host")["cpu"]
+    by_host = runtime.prepare(["cpu"], store=Store(image_store), engine=None, builder="host")["cpu"]
     (tmp_path / "store").mkdir()
-    shutil.copytree(cache / "wheels", tmp_path / "store/wheels", copy_function=os.link)
-    base = Store(cache).path(by_host.image.layers[0].blob.digest)
-    by_engine = runtime.prepare(["cpu"], store=Store(tmp_path / "store"), engine=engine, base=base, builder="engine")[
-        "cpu"
-    ]
+    shutil.copytree(image_store / "wheels", tmp_path / "store/wheels", copy_function=os.link)
+    base = Store(image_store).path(by_host.image.layers[0].blob.digest)
+    by_engine = runtime.prepare(
+        ["cpu"], store=Store(tmp_path / "store"), engine=docker_client, base=base, builder="engine"
+    )["cpu"]
     assert by_engine.built_by == "engine"
     assert [layer.blob for layer in by_engine.image.layers] == [layer.blob for layer in by_host.image.layers]
     assert by_engine.digest == by_host.digest
@@ -490,16 +391,16 @@ def test_the_engines_build_and_the_hosts_give_one_digest(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_base_by_its_name_in_the_engine_gives_the_layers_of_its_tar(
-    cache: Path, engine: docker.Engine, images: dict[str, image.ImageResult], tmp_path: Path, small: Path
+    image_store: Path, docker_client: docker.Engine, images: dict[str, image.ImageResult], tmp_path: Path, small: Path
 ) -> None:
     layer = images["cpu"].layers[0]
     reference = "enginery/test-base:1"
-    engine.import_layer(Store(cache).path(layer.blob.digest), reference)
+    docker_client.import_layer(Store(image_store).path(layer.blob.digest), reference)
     try:
         store = Store(tmp_path / "store")
-        made = runtime.prepare(["cpu"], store=store, engine=engine, base=reference, containers=small)["cpu"]
+        made = runtime.prepare(["cpu"], store=store, engine=docker_client, base=reference, containers=small)["cpu"]
     finally:
-        engine.remove(reference)
+        docker_client.remove(reference)
     assert made.image.layers[0].blob == layer.blob
 
 
@@ -507,10 +408,10 @@ def test_a_base_by_its_name_in_the_engine_gives_the_layers_of_its_tar(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_engine_has_the_image_under_its_name_and_its_id_is_the_configs_digest(
-    engine: docker.Engine, images: dict[str, image.ImageResult]
+    docker_client: docker.Engine, images: dict[str, image.ImageResult]
 ) -> None:
     for result in images.values():
-        assert engine.id_of(result.reference) == result.image_id
+        assert docker_client.id_of(result.reference) == result.image_id
         assert result.loaded is None
         config = (result.layout / oci.blob_path(result.image_id)).read_bytes()
         assert f"sha256:{hashlib.sha256(config).hexdigest()}" == result.image_id
@@ -519,6 +420,6 @@ def test_the_engine_has_the_image_under_its_name_and_its_id_is_the_configs_diges
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_image_that_cannot_be_pulled_is_refused_with_the_engines_words(engine: docker.Engine) -> None:
+def test_an_image_that_cannot_be_pulled_is_refused_with_the_engines_words(docker_client: docker.Engine) -> None:
     with pytest.raises(ImageError, match="localhost:1/nothing:1 could not be pulled"):
-        engine.pull("localhost:1/nothing:1")
+        docker_client.pull("localhost:1/nothing:1")

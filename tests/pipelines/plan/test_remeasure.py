@@ -18,8 +18,8 @@ from pipelines.plan.graph import Graph
 from pipelines.plan.layout import graph
 from pipelines.plan.staleness import AGAIN, states
 from pipelines.store.store import Record, Store, step_key
-from tests.pipelines.plan.test_staleness import WORKER, built, stale
 from tests.support.fleets import CPU, H100, L40S, Fleet
+from tests.support.plans import WORKER, built, stale
 from tests.support.services import ROOT
 
 STEP = "measure/tiny__fp32__onnx"

@@ -9,56 +9,24 @@ import pytest
 
 from pipelines.gate.thresholds import Thresholds
 from pipelines.matrix import load as matrices
-from pipelines.matrix.values import Matrix, Worker
+from pipelines.matrix.values import Matrix
 from pipelines.plan.graph import Graph, Ref, Step
 from pipelines.plan.layout import graph, rung_above, target_of
 from pipelines.plan.staleness import changes, ingredients, state_of, states
-from pipelines.store.store import Record, Store, step_key
+from pipelines.store.store import Store
 from serving.contract.profile import Precision
-
-DEMO = Path(__file__).parents[3] / "sku_matrix.yaml"
-WORKER = Worker(
-    cpu_arch="x86_64",
-    cpu_features=frozenset({"avx2", "avx512_bf16"}),
-    compilers=frozenset({"tensorrt-rtx", "openvino", "onnx"}),
-)
+from tests.support.plans import WORKER, built, stale
+from tests.support.published import MATRIX
 
 
 @pytest.fixture(scope="module")
 def demo() -> Matrix:
-    return matrices.load(DEMO)
+    return matrices.load(MATRIX)
 
 
 @pytest.fixture(scope="module")
 def demo_graph(demo: Matrix) -> Graph:
     return graph(demo, demo.rows, WORKER)
-
-
-def built(plan: Graph, store: Store, without: tuple[str, ...] = ()) -> None:
-    """Records for every step, as a build would leave them."""
-    outputs: dict[str, Record] = {}
-    for step in plan.steps.values():
-        blobs = {name: outputs[ref.step].outputs[ref.output] for name, ref in step.inputs.items()}
-        made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
-        key = step_key(made_of)
-        wanted = {ref.output for other in plan.steps.values() for ref in other.inputs.values() if ref.step == step.id}
-        made = {name: store.put_bytes(f"{key} {name}".encode()) for name in wanted or {"verdict.json"}}
-        outputs[step.id] = Record(
-            key=key,
-            stage=step.stage,
-            subject=step.subject,
-            ingredients=made_of,
-            outputs=made,
-            facts={},
-            duration_s=1,
-            peak_rss_bytes=0,
-        )
-        if step.id not in without:
-            store.write_record(outputs[step.id])
-
-
-def stale(plan: Graph, store: Store) -> set[str]:
-    return {step_id for step_id, state in states(plan, store).items() if state.record is None}
 
 
 def test_rows_that_differ_only_in_sku_share_export_and_quantization(demo_graph: Graph) -> None:
@@ -148,7 +116,7 @@ def test_a_step_whose_input_is_stale_waits_for_it(demo_graph: Graph, tmp_path: P
 
 def test_no_path_of_this_machine_enters_a_key(demo_graph: Graph) -> None:
     for step in demo_graph.steps.values():
-        assert str(DEMO.parent) not in str(ingredients(step, {}))
+        assert str(MATRIX.parent) not in str(ingredients(step, {}))
 
 
 def test_a_closure_holds_a_step_and_what_it_takes_from(demo_graph: Graph) -> None:

@@ -17,11 +17,10 @@ from pipelines.plan import this_machine, workers
 from pipelines.plan.staleness import states
 from pipelines.plan.workers import FOLDER, Facts, builders, registered
 from pipelines.store.store import Store
-from tests.pipelines.plan.test_staleness import built
 from tests.support.fleets import CPU, H100, L40S, MATRIX, Fleet, new_release
+from tests.support.plans import HERE, built
 from tests.support.services import ROOT, started, until
 
-HERE = Worker(cpu_arch="x86_64", cpu_features=frozenset(), compilers=frozenset({"tensorrt-rtx", "onnx"}))
 WITH_H100 = replace(HERE, gpu_pci_ids=("2330",), compilers=HERE.compilers | {"tensorrt"})
 WITH_L40S = replace(HERE, gpu_pci_ids=("26b9",))
 AVX2 = "tiny__cpu-avx2__fp32__tp1"

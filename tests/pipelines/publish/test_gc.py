@@ -19,9 +19,9 @@ from pipelines.publish import gc, to_bucket
 from pipelines.publish.dispatch import publish
 from pipelines.remote.bucket import Bucket
 from serving.contract import manifest
-from tests.pipelines.publish.test_to_bucket import LARGE, client, current, swift_url  # noqa: F401  fixture
 from tests.support import servers
 from tests.support import swift as swifts
+from tests.support.buckets import LARGE, client, current
 from tests.support.published import packaged, run
 from tests.support.s3_proxy import Proxy, in_front_of
 
@@ -222,7 +222,7 @@ def test_a_collection_may_be_killed_anywhere(proxy: Proxy, url: str, place: str,
 
 @swifts.needs_swift
 def test_an_upload_that_nobody_ended_goes(
-    swift_url: str,  # noqa: F811
+    swift_url: str,
     place: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

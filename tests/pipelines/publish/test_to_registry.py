@@ -8,68 +8,29 @@ import shutil
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.build.build_matrix import write_images
 from pipelines.errors import OvertakenError, PublishError
-from pipelines.image import build, runtime
+from pipelines.image import build
 from pipelines.publish.dispatch import publish
 from pipelines.publish.to_registry import REFERRER_TYPE
 from pipelines.release import oci_artifact
 from pipelines.remote import registry as publish_registry
-from pipelines.store.store import Store
 from serving.cache import fetch
 from serving.cache.sources.oci import MANIFEST_TYPES
 from serving.contract import manifest
-from tests.pipelines.image.test_build import base_tar
 from tests.support import servers
 from tests.support.published import command, packaged, run
+from tests.support.registries import imaged
 from tests.support.s3_proxy import in_front_of
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.registry(tmp_path_factory.mktemp("registry")) as found:
-        yield found
-
-
 @pytest.fixture
-def repository(request: pytest.FixtureRequest, host: str) -> str:
-    return f"oci://{host}/team/{abs(hash(request.node.nodeid)):x}"
-
-
-@pytest.fixture(scope="module")
-def containers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like containers/, with a runtime that needs no packages."""
-    folder = tmp_path_factory.mktemp("containers")
-    (folder / "cpu").mkdir()
-    (folder / "cpu" / "Dockerfile").write_text(
-        'ARG BASE\nFROM ${BASE}\nCOPY app/ /opt/enginery/\nUSER 1000:1000\nENTRYPOINT ["/bin/x"]\n'
-    )
-    shutil.copytree(runtime.CONTAINERS / "bin", folder / "bin", symlinks=True)
-    shutil.copy(runtime.CONTAINERS / "images.lock", folder)
-    base_tar(folder / "base.tar")
-    return folder
-
-
-def imaged(folder: Path, containers: Path, content: Mapping[str, bytes] | None = None, release: str = "1.0.0") -> Path:
-    """A packaged model with a full and a slim image."""
-    model = packaged(folder, content, release=release)
-    made = build.build_images(
-        model,
-        ("cpu",),
-        store=Store(folder / "store"),
-        base=containers / "base.tar",
-        containers=containers,
-        docker=False,
-        kinds=("full", "slim"),
-    )
-    write_images(model, made)
-    return model
+def repository(request: pytest.FixtureRequest, registry_host: str) -> str:
+    return f"oci://{registry_host}/team/{abs(hash(request.node.nodeid)):x}"
 
 
 def got(repository: str, path: str) -> Any:
@@ -147,11 +108,13 @@ def test_what_others_attached_to_an_image_stays(repository: str, containers: Pat
     assert len(registry.referrers(full["digest"], REFERRER_TYPE)) == 1
 
 
-def test_a_second_publication_sends_nothing(host: str, repository: str, containers: Path, tmp_path: Path) -> None:
+def test_a_second_publication_sends_nothing(
+    registry_host: str, repository: str, containers: Path, tmp_path: Path
+) -> None:
     folder = imaged(tmp_path, containers)
     publish(folder, f"{repository}:1.0.0")
-    with in_front_of(f"http://{host}") as proxy:
-        again = publish(folder, repository.replace(host, proxy.target_name) + ":1.0.0")
+    with in_front_of(f"http://{registry_host}") as proxy:
+        again = publish(folder, repository.replace(registry_host, proxy.target_name) + ":1.0.0")
         blobs = [line for line in proxy.writes if "/blobs/" in line]
         moved = [line for line in proxy.writes if line.endswith(("1.0.0", "1.0.0-cpu", "1.0.0-cpu-slim"))]
     assert (again.uploaded, again.moved, blobs, moved) == (0, False, [], [])
@@ -198,16 +161,16 @@ def test_a_damaged_layer_is_refused_by_the_registry_and_no_tag_moves(
     assert registry.digest_of("1.0.0-cpu") is None
 
 
-def test_of_two_publishers_at_once_one_is_refused(host: str, repository: str, tmp_path: Path) -> None:
+def test_of_two_publishers_at_once_one_is_refused(registry_host: str, repository: str, tmp_path: Path) -> None:
     both = threading.Barrier(2)
 
     def wait_for_the_other(_: int, line: str) -> None:
         if line.startswith("PUT") and line.endswith("/manifests/nightly"):
             both.wait(60)
 
-    with in_front_of(f"http://{host}") as proxy:
+    with in_front_of(f"http://{registry_host}") as proxy:
         proxy.before = wait_for_the_other
-        place = repository.replace(host, proxy.target_name) + ":nightly"
+        place = repository.replace(registry_host, proxy.target_name) + ":nightly"
         folders = [packaged(tmp_path / name, {"8.9-fp8": name.encode()}, release=name) for name in ("1.1.0", "1.2.0")]
         racing = [command("publish", folder, "--to", place, environ={}) for folder in folders]
         ended = [(each.communicate(timeout=120)[1], each.returncode) for each in racing]
@@ -221,9 +184,11 @@ def test_of_two_publishers_at_once_one_is_refused(host: str, repository: str, tm
         assert oci_artifact.oci.blob_of(oci_artifact.contents(folders[lost]).manifest).digest != winner
 
 
-def test_a_tag_that_moved_while_blobs_were_sent_is_not_overwritten(host: str, repository: str, tmp_path: Path) -> None:
+def test_a_tag_that_moved_while_blobs_were_sent_is_not_overwritten(
+    registry_host: str, repository: str, tmp_path: Path
+) -> None:
     first, second = packaged(tmp_path / "1"), packaged(tmp_path / "2", {"8.9-fp8": b"other"}, release="1.0.1")
-    with in_front_of(f"http://{host}") as proxy:
+    with in_front_of(f"http://{registry_host}") as proxy:
 
         def someone_else(_: int, line: str) -> None:
             if line.startswith("PUT") and "/manifests/sha256:" in line:
@@ -232,13 +197,13 @@ def test_a_tag_that_moved_while_blobs_were_sent_is_not_overwritten(host: str, re
 
         proxy.before = someone_else
         with pytest.raises(OvertakenError, match="somebody else published meanwhile"):
-            publish(first, repository.replace(host, proxy.target_name) + ":nightly")
+            publish(first, repository.replace(registry_host, proxy.target_name) + ":nightly")
     assert pulled(f"{repository}:nightly", second, tmp_path) == 6
 
 
 @pytest.mark.slow
 def test_readers_see_a_whole_release_wherever_the_publisher_is_killed(
-    host: str, repository: str, containers: Path, tmp_path: Path
+    registry_host: str, repository: str, containers: Path, tmp_path: Path
 ) -> None:
     old = imaged(tmp_path / "old", containers)
     new = imaged(tmp_path / "new", containers, {"8.9-fp8": b"other", "cpu-x86-64-fp32": b"new"}, release="2.0.0")
@@ -250,14 +215,14 @@ def test_readers_see_a_whole_release_wherever_the_publisher_is_killed(
         number += 2
         here = f"{repository}/{number}"
         publish(old, f"{here}:stable")
-        with in_front_of(f"http://{host}") as proxy:
+        with in_front_of(f"http://{registry_host}") as proxy:
 
             def kill(count: int, _: str, number: int = number) -> None:
                 if count == number:
                     publisher.kill()  # noqa: B023  # called before the next one is started
                     publisher.wait(30)  # noqa: B023
 
-            place = here.replace(host, proxy.target_name) + ":stable"
+            place = here.replace(registry_host, proxy.target_name) + ":stable"
             proxy.after = kill
             publisher = command("publish", new, "--to", place, "--replace", environ={})
             publisher.communicate(timeout=60)
@@ -295,7 +260,7 @@ def test_a_registry_that_wants_a_login_says_so_and_takes_the_one_of_docker(
 @pytest.mark.docker
 @pytest.mark.slow
 def test_an_engine_pulls_the_published_image_by_digest(
-    host: str, repository: str, containers: Path, tmp_path: Path
+    registry_host: str, repository: str, containers: Path, tmp_path: Path
 ) -> None:
     folder = imaged(tmp_path, containers)
     publish(folder, f"{repository}:1.0.0")

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
-    CLIPProcessor,
-    CLIPTextConfig,
     CLIPTokenizerFast,
-    CLIPVisionConfig,
 )
 
 from pipelines import stage
@@ -32,10 +23,8 @@ from pipelines.recipes import clip, clip_towers
 from pipelines.stage import StageRequest, StageResult
 from serving.tasks.clip import ClipSpec, GoldenClip, load_golden
 from serving.tasks.spec import load_spec
+from tests.support.clips import DIMENSION, MAX_TOKENS, SHAPES, SIDE, draw, save_clip
 
-ROOT = Path(__file__).parents[3]
-SIDE, DIMENSION, MAX_TOKENS = 64, 24, 40
-SHAPES = {"min": [1, 1], "opt": [2, 8], "max": [6, MAX_TOKENS]}
 TEXTS = {"golden": [f"a text that is {n} characters long" * (n % 4 + 1) for n in range(20)], "calibration": ["x", "yy"]}
 TOWERS = ("text", "image")
 
@@ -104,44 +93,6 @@ def export_params(base: Path, **changed: Any) -> dict[str, Any]:
         "pictures": "pictures",
         **changed,
     }
-
-
-def save_clip(folder: Path, seed: int, *, eos_token_id: int | None = None, **processing: Any) -> None:
-    """A CLIP folder as Transformers writes it: two layers a tower, and a tokenizer that knows single bytes."""
-    torch.manual_seed(seed)
-    folder.mkdir(parents=True)
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizerFast(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS, unk_token="<|endoftext|>"
-    )
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = CLIPTextConfig(
-        **small,
-        vocab_size=len(words),
-        max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id if eos_token_id is None else eos_token_id,
-    )
-    vision = CLIPVisionConfig(**small, image_size=SIDE, patch_size=32)
-    config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=DIMENSION, initializer_factor=4.0
-    )
-    CLIPModel(config).save_pretrained(folder)
-    shown = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, **processing}
-    CLIPProcessor(image_processor=CLIPImageProcessor(**shown), tokenizer=tokenizer).save_pretrained(folder)
-
-
-def draw() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw", ROOT / "examples" / "clip" / "draw.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["draw"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def spec_of(exported: Mapping[str, Path]) -> ClipSpec:

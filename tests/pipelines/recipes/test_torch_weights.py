@@ -10,7 +10,7 @@ from pipelines.errors import ExportError
 from pipelines.onnx_graph import external_data
 from pipelines.recipes import clip_towers, torch_weights, transformer
 from pipelines.store.store import file_digest
-from tests.pipelines.recipes.test_clip import save_clip
+from tests.support.clips import save_clip
 from tests.support.families import write_family
 
 TEXTS = [f"the {noun} of {noun}" for noun in ("file", "string", "object", "return")]

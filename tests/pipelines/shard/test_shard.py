@@ -31,10 +31,10 @@ from pipelines.recipes import embed
 from pipelines.shard import equivalence
 from pipelines.stage import StageRequest
 from serving.contract.profile import Precision, ShapeRange
-from tests.pipelines.plan.test_workers import HERE
 from tests.support.families import write_family
 from tests.support.fleets import CPU, Fleet
 from tests.support.models import write_onnx
+from tests.support.plans import HERE
 from tests.support.services import ROOT
 
 FAMILIES = ("xlm-roberta", "llama-bidirec", "causal-decoder")  # and the tiny BERT

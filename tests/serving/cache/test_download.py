@@ -239,10 +239,10 @@ def script(places: Places) -> list[str]:
     """Download the engine in a process of its own."""
     code = (
         "import sys; from pathlib import Path; from serving.cache.fetch import Places, ensure\n"
-        "from tests.serving.cache.test_download import one\n"
+        "from serving.contract.profile import Profile, ProfileFile\n"
         "root, cache, url = sys.argv[1:]\n"
         "places = Places(root=Path(root), cache_path=Path(cache), repository=url)\n"
-        "print(*ensure([one()], places, lambda m: print(m, flush=True)).values())\n"
+        f"print(*ensure([{one()!r}], places, lambda m: print(m, flush=True)).values())\n"
     )
     return [sys.executable, "-c", code, str(places.root), str(places.cache_path), str(places.repository)]
 

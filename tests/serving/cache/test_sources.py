@@ -220,8 +220,8 @@ def test_s3_without_keys_reads_what_is_public(bucket: str, monkeypatch: pytest.M
 def test_boto3_is_imported_for_s3_alone(tmp_path: Path) -> None:
     code = (
         "import sys, serving.cache.fetch; from pathlib import Path\n"
-        "from tests.serving.cache.test_sources import DATA, PROFILE\n"
-        f"path = Path({str(tmp_path)!r}); serving.cache.fetch.fetch(PROFILE, root=path)\n"
+        "from serving.contract.profile import Profile, ProfileFile\n"
+        f"path = Path({str(tmp_path)!r}); serving.cache.fetch.fetch({PROFILE!r}, root=path)\n"
         "print(sorted({n.partition('.')[0] for n in sys.modules} & {'boto3', 'botocore', 'urllib3', 'requests'}))"
     )
     (tmp_path / URI).parent.mkdir(parents=True)

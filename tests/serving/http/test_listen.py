@@ -13,9 +13,9 @@ from serving.__main__ import _tls
 from serving.http import listen
 from serving.http.listen import ListenError, Tls
 from serving.settings.settings import load
-from tests.serving.start.test_boot import process
 from tests.support.api import listening, serving
 from tests.support.profiles import Tiny
+from tests.support.server_process import process
 from tests.support.tiny_models import embedder
 
 

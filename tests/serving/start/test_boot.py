@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +32,7 @@ from serving.start.layout import Layout
 from serving.tasks.base import ONLY
 from serving.watch.metrics import Metrics
 from tests.support.profiles import FIRST, GENERIC, OPENVINO, SECOND, Tiny, add_profile, write_manifest
+from tests.support.server_process import process, wait_for
 from tests.support.tiny_models import Model, picture, reranker, see_and_read
 
 MACHINE = hardware.detect(cpu_only=True)
@@ -351,47 +347,6 @@ def test_files_of_another_repository_serve_when_the_settings_name_it(root: Path,
     for named in ({"repository_override": mirror.as_uri()}, {"own_repository": mirror.as_uri()}):
         service = boot.start(replace(settings(root), **named), Metrics(), lambda message: None, MACHINE)
         assert service.repository_override == named.get("repository_override", "")
-
-
-@contextmanager
-def process(root: Path, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    named = {
-        "ENGINERY_ROOT": str(root),
-        "NIM_CACHE_PATH": str(root / "cache"),
-        "NIM_HTTP_API_PORT": str(port),
-        "NIM_CPU_ONLY": "1",
-    }
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NIM_", "ENGINERY_"))}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "serving"],
-        env=kept | named | environ,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=Path(__file__).parents[3],
-    )
-    try:
-        yield child, f"http://127.0.0.1:{port}"
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def wait_for(url: str, status: int, child: subprocess.Popen[str], timeout_s: float = 60) -> httpx.Response:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end and child.poll() is None:
-        try:
-            response = httpx.get(url, timeout=5)
-            if response.status_code == status:
-                return response
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    child.kill()
-    raise AssertionError(f"{url} never gave {status}:\n{child.communicate()[0]}")
 
 
 def test_a_process_answers_probes_while_it_loads_serves_and_drains_on_sigterm(root: Path, tiny: Tiny) -> None:

@@ -24,9 +24,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from serving.backends.base import Inputs
 from serving.watch.logs import FIELDS
 from serving.watch.tracing import Tracing
-from tests.serving.start.test_boot import process, wait_for
 from tests.support.api import serving
 from tests.support.profiles import Tiny
+from tests.support.server_process import process, wait_for
 from tests.support.servers import free_port
 from tests.support.tiny_models import embedder
 

@@ -1,0 +1,1 @@
+"""The house itself: who imports whom, and how large its rooms are."""

@@ -1,0 +1,43 @@
+"""Plans for tests: the workers that make them, the records that a build leaves, and the steps that are stale."""
+
+from __future__ import annotations
+
+from pipelines.matrix.values import Worker
+from pipelines.plan.graph import Graph
+from pipelines.plan.staleness import ingredients, states
+from pipelines.store.store import Record, Store, step_key
+
+WORKER = Worker(
+    cpu_arch="x86_64",
+    cpu_features=frozenset({"avx2", "avx512_bf16"}),
+    compilers=frozenset({"tensorrt-rtx", "openvino", "onnx"}),
+)
+
+HERE = Worker(cpu_arch="x86_64", cpu_features=frozenset(), compilers=frozenset({"tensorrt-rtx", "onnx"}))
+
+
+def built(plan: Graph, store: Store, without: tuple[str, ...] = ()) -> None:
+    """Records for every step, as a build would leave them."""
+    outputs: dict[str, Record] = {}
+    for step in plan.steps.values():
+        blobs = {name: outputs[ref.step].outputs[ref.output] for name, ref in step.inputs.items()}
+        made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
+        key = step_key(made_of)
+        wanted = {ref.output for other in plan.steps.values() for ref in other.inputs.values() if ref.step == step.id}
+        made = {name: store.put_bytes(f"{key} {name}".encode()) for name in wanted or {"verdict.json"}}
+        outputs[step.id] = Record(
+            key=key,
+            stage=step.stage,
+            subject=step.subject,
+            ingredients=made_of,
+            outputs=made,
+            facts={},
+            duration_s=1,
+            peak_rss_bytes=0,
+        )
+        if step.id not in without:
+            store.write_record(outputs[step.id])
+
+
+def stale(plan: Graph, store: Store) -> set[str]:
+    return {step_id for step_id, state in states(plan, store).items() if state.record is None}
