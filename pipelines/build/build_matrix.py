@@ -19,7 +19,7 @@ from pipelines.plan.graph import Graph, Ref, RowPlan
 from pipelines.image.build import ImageResult
 from pipelines.matrix.values import Matrix, Model, Worker, refusal_here
 from pipelines.image.package import Candidate
-from pipelines.plan.staleness import State, not_here, ours, states
+from pipelines.plan.staleness import Staleness, not_here, ours, states
 from pipelines.build.result import BuildResult, ModelResult
 from pipelines.build.executor import Listener, Outcome, run
 from pipelines.plan.layout import graph
@@ -154,7 +154,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     return ModelResult(model=model, folder=folder, **_read(summary))
 
 
-def compiled_with(plan: RowPlan, found: Mapping[str, State]) -> str | None:
+def compiled_with(plan: RowPlan, found: Mapping[str, Staleness]) -> str | None:
     """The version of the library that made a row's engine, wherever that was; None where engines are bound to none."""
     backend = package.EXECUTION[plan.row.sku.compiler][0]
     record = found[plan.engine.step].record if plan.engine else None
@@ -186,7 +186,7 @@ def intact(folder: Path, summary: Mapping[str, Any]) -> bool:
     return all((root / uri).exists() and (root / uri).stat().st_size == size for uri, size in summary["files"].items())
 
 
-def missing(plan: RowPlan, found: Mapping[str, State], errors: Mapping[str, str]) -> str | None:
+def missing(plan: RowPlan, found: Mapping[str, Staleness], errors: Mapping[str, str]) -> str | None:
     """Why a row has no engine with a verdict; None when it has."""
     if plan.verdict is None or (why := not_here(plan, found)) is not None:
         return plan.refusal if plan.verdict is None else why

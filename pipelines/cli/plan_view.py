@@ -15,13 +15,12 @@ from pipelines.inspect.text import table
 from pipelines.plan.estimate import Estimate, Totals, estimates, totals
 from pipelines.plan.graph import Graph, RowPlan
 from pipelines.plan.layout import target_of
-from pipelines.plan.staleness import State, not_here, ours
+from pipelines.plan.staleness import Staleness, not_here, ours
 from pipelines.plan.workers import differences
 from pipelines.plan.workers import here as this_machine
 from pipelines.store.store import Store
 
 MAX_REASONS = 3  # of a step, on the screen; --json has all
-WAITS = " is built first"  # how pipelines.plan.staleness says that a step waits for another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class View:
     """A plan with everything that is shown of it."""
 
     graph: Graph
-    states: Mapping[str, State]
+    states: Mapping[str, Staleness]
     ours: frozenset[str]  # the steps that this machine reuses or builds; the others are a worker's
     estimates: Mapping[str, Estimate | None]
     totals: Totals
@@ -37,7 +36,7 @@ class View:
     memory_bytes: int  # of this machine
 
     @classmethod
-    def of(cls, graph: Graph, states: Mapping[str, State], store: Store, *, jobs: int, memory_bytes: int) -> View:
+    def of(cls, graph: Graph, states: Mapping[str, Staleness], store: Store, *, jobs: int, memory_bytes: int) -> View:
         mine = frozenset(ours(graph, states).steps)
         found = estimates(graph, {step: state for step, state in states.items() if step in mine}, store)
         existing = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
@@ -134,11 +133,11 @@ def show(console: Console, view: View) -> None:
         console.print(line)
 
 
-def why_of(state: State) -> tuple[list[str], str]:
+def why_of(state: Staleness) -> tuple[list[str], str]:
     """A step's own reasons, and, where it has none, after which stages it comes: what is built anew upstream."""
-    own = [reason for reason in state.why if not reason.endswith(WAITS)]
+    own = [reason.words for reason in state.own]
     if not own:
-        stages = dict.fromkeys(reason.partition("/")[0] for reason in state.why)
+        stages = dict.fromkeys(reason.step.partition("/")[0] for reason in state.reasons)
         return [], f"after {', '.join(stages)}"
     more = [f"and {len(own) - MAX_REASONS} more"] if len(own) > MAX_REASONS else []
     return [*own[:MAX_REASONS], *more], ""
@@ -226,7 +225,7 @@ def as_json(view: View) -> dict[str, Any]:
             {
                 "step": step_id,
                 "state": "reuse" if state.record is not None else "build" if step_id in view.ours else "elsewhere",
-                "why": list(state.why),
+                "why": [reason.words for reason in state.reasons],
                 "last_duration_s": state.record.duration_s if state.record is not None else None,
                 "estimate": asdict(guess) if (guess := view.estimates.get(step_id)) else None,
             }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -17,12 +16,11 @@ from typing import Any
 
 from pipelines.image.runtime import CONTAINERS
 from pipelines.plan.graph import Graph, RowPlan, Step
-from pipelines.plan.staleness import AGAIN, State, states
+from pipelines.plan.staleness import REVISION, Cause, Staleness, states
 from pipelines.plan.toolchain import serving_code
 from pipelines.stage import VERSIONS
 from pipelines.store.store import Store, file_digest, step_key
 
-REVISION = "source_digest"  # the parameter of an export that its model's revision decides
 VERSION_CHARS = 16  # of a version that is only compared with itself
 UNHASHED = ("source_base", REVISION)  # parameters that are no setting
 # The stages whose steps belong to an asset's own partition. Their versions are the asset's code version.
@@ -37,18 +35,6 @@ STAGES = {
 }
 
 Cell = tuple[str, str]  # an asset and its partition: ("engine", "tiny__l40s__fp8__tp1")
-
-
-class Cause(StrEnum):
-    """Why something is due, as a person would sort it."""
-
-    NEW = "new"  # never built
-    MODEL = "model"  # the model's files changed
-    TOOLCHAIN = "toolchain"  # another version of a compiler or library
-    SETTINGS = "settings"  # the matrix, a stage's version, what judges
-    LOST = "lost"  # its outputs are no longer in the store
-    UNPUBLISHED = "unpublished"  # what is built is not what was published last
-    ASKED = "asked"  # a person wants it measured again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +56,15 @@ class Lineage:
 class Due:
     """A partition that is to be built, and why."""
 
-    why: tuple[str, ...]
-    causes: frozenset[Cause]
+    reasons: Mapping[str, Cause]  # in words, with the step that each is of
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        return tuple(self.reasons)
+
+    @property
+    def causes(self) -> frozenset[Cause]:
+        return frozenset(self.reasons.values())
 
 
 def code_version(asset: str) -> str:
@@ -195,28 +188,16 @@ def due(
             reasons |= _reasons(step, found[step])
         for up in made.upstream:
             if up in stale:
-                reasons |= {line: _cause(line) for line in stale[up].why}
+                reasons |= stale[up].reasons
         if cell[0] == "publication" and cell[1] in unpublished:
             reasons[f"publish/{cell[1]}: {unpublished[cell[1]]}"] = Cause.UNPUBLISHED
         if reasons:
-            stale[cell] = Due(why=tuple(reasons), causes=frozenset(reasons.values()))
+            stale[cell] = Due(reasons=reasons)
     return stale
 
 
-def _reasons(step: str, state: State) -> dict[str, Cause]:
-    """Why a step is stale by itself: not because it waits for another, nor because of what another made."""
-    lines = [f"{step}: {line}" for line in state.why if not line.endswith(" is built first")]
-    return {line: _cause(line) for line in lines}
-
-
-def _cause(line: str) -> Cause:
-    what = line.partition(": ")[2]
-    if what.startswith((f"params.{REVISION}", "inputs.")):
-        return Cause.MODEL
-    if what.startswith("toolchain."):
-        return Cause.TOOLCHAIN
-    if what == AGAIN:
-        return Cause.ASKED
-    if what == "never built":
-        return Cause.NEW
-    return Cause.LOST if "no longer in the store" in what else Cause.SETTINGS
+def _reasons(step: str, state: Staleness) -> dict[str, Cause]:
+    """Why a step is stale by itself. What another step made of the model's files counts as the model's own change."""
+    return {
+        f"{step}: {reason.words}": Cause.MODEL if reason.cause is Cause.INPUTS else reason.cause for reason in state.own
+    }

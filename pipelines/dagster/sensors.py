@@ -12,10 +12,11 @@ from collections.abc import Mapping, Set
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
-from pipelines.dagster.lineage import Cause, Cell, Due, due, lineage, watched
+from pipelines.dagster.lineage import Cell, Due, due, lineage, watched
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.source_assets import observe
 from pipelines.errors import EngineryError
+from pipelines.plan.staleness import Cause
 
 BUILT = dg.AssetSelection.assets("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image", "publication")
 WHY = "enginery/why"
@@ -114,7 +115,7 @@ def launched(stale: Mapping[Cell, Due], cause: Cause, *, publishes: bool) -> dic
     return {
         cell: found
         for cell, found in stale.items()
-        if cause in found.causes and Cause.NEW not in found.causes and (publishes or cell[0] != "publication")
+        if cause in found.causes and Cause.NEVER_BUILT not in found.causes and (publishes or cell[0] != "publication")
     }
 
 

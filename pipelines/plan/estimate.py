@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from pipelines.plan.graph import Graph, Step
-from pipelines.plan.staleness import State
+from pipelines.plan.staleness import Staleness
 from pipelines.store.store import Store
 
 # What makes two steps of one stage alike, most telling first: their compiler and precision, then the stage alone.
@@ -93,7 +93,7 @@ def _of(runs: Sequence[Past], basis: str) -> Estimate:
     )
 
 
-def estimates(graph: Graph, states: Mapping[str, State], store: Store) -> dict[str, Estimate | None]:
+def estimates(graph: Graph, states: Mapping[str, Staleness], store: Store) -> dict[str, Estimate | None]:
     """For each step that would be built."""
     runs = past(store)
     found = dict[str, Estimate | None]()

@@ -11,7 +11,7 @@ from pipelines.image.build import ImageResult
 from pipelines.matrix.values import Model, Row
 from pipelines.plan.graph import Graph, Ref, RowPlan
 from pipelines.plan.layout import rung_above
-from pipelines.plan.staleness import State, not_here, states
+from pipelines.plan.staleness import Staleness, not_here, states
 from pipelines.plan.toolchain import cpu_model, version_of
 from pipelines.report.model import (
     CheckLine,
@@ -95,7 +95,7 @@ def collect(
 def _row(
     plan: RowPlan,
     store: Store,
-    found: Mapping[str, State],
+    found: Mapping[str, Staleness],
     metrics: Mapping[str, Any],
     speeds: tuple[Speed, ...],
     left_out: Sequence[str],
@@ -253,7 +253,7 @@ def _of_towers(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     return towers
 
 
-def _stages(plans: tuple[RowPlan, ...], steps: Graph, found: Mapping[str, State]) -> tuple[StageLine, ...]:
+def _stages(plans: tuple[RowPlan, ...], steps: Graph, found: Mapping[str, Staleness]) -> tuple[StageLine, ...]:
     wanted = [p.verdict.step for p in plans if p.verdict]
     mine = steps.closure(wanted).steps
     lines = []
@@ -283,11 +283,11 @@ def _step(record: Record) -> StepLine:
     )
 
 
-def _record(found: Mapping[str, State], ref: Ref | None) -> Record | None:
+def _record(found: Mapping[str, Staleness], ref: Ref | None) -> Record | None:
     return found[ref.step].record if ref is not None else None
 
 
-def _json(store: Store, found: Mapping[str, State], ref: Ref | None) -> dict[str, Any]:
+def _json(store: Store, found: Mapping[str, Staleness], ref: Ref | None) -> dict[str, Any]:
     record = _record(found, ref)
     if record is None or ref is None:
         return {}

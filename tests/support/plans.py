@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.matrix.values import Worker
 from pipelines.plan.graph import Graph
-from pipelines.plan.staleness import ingredients, states
+from pipelines.plan.staleness import Staleness, ingredients, states
 from pipelines.store.store import Record, Store, step_key
 
 WORKER = Worker(
@@ -41,3 +41,7 @@ def built(plan: Graph, store: Store, without: tuple[str, ...] = ()) -> None:
 
 def stale(plan: Graph, store: Store) -> set[str]:
     return {step_id for step_id, state in states(plan, store).items() if state.record is None}
+
+
+def words(state: Staleness) -> list[str]:
+    return [reason.words for reason in state.reasons]

@@ -17,7 +17,7 @@ from pipelines import stage
 from pipelines.build.build_matrix import Workshop, build
 from pipelines.build.result import BuildResult
 from pipelines.errors import CompileError, StoreError
-from pipelines.plan.staleness import State, states
+from pipelines.plan.staleness import Staleness, states
 from pipelines.stage import StageRequest
 from pipelines.store.store import Blob, Store
 from tests.support.clips import SHAPES, draw, save_clip
@@ -207,5 +207,5 @@ def test_a_changed_weight_changes_what_takes_it_and_says_so(large: Built, stages
     assert record.ingredients["inputs"]["image.onnx.data"] == after_export["image.onnx.data"].digest
 
 
-def stale(found: Mapping[str, State]) -> set[str]:
+def stale(found: Mapping[str, Staleness]) -> set[str]:
     return {step for step, state in found.items() if state.record is None}

@@ -15,10 +15,11 @@ from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.loader import LoadingContextForTest
 
 from pipelines.dagster.definitions import definitions
-from pipelines.dagster.lineage import Cause, Cell, Due, due
+from pipelines.dagster.lineage import Cell, Due, due
 from pipelines.dagster.schedules import verification
 from pipelines.dagster.sensors import CAUSE, WHY, new_model_revision, new_toolchain
 from pipelines.dagster.source_assets import observe
+from pipelines.plan.staleness import Cause
 from pipelines.publish import last_published
 from pipelines.publish.last_published import Destination
 from tests.support.fleets import CPU, H100, L40S, Fleet, new_release
@@ -27,7 +28,6 @@ from tests.support.servers import registry
 pytestmark = pytest.mark.slow
 PUBLICATION: Cell = ("publication", "tiny")
 UNMADE = {("image", "tiny"), PUBLICATION}  # in these tests
-UNPUBLISHED = frozenset({Cause.UNPUBLISHED})
 TRT = {("engine", L40S), ("verdict", L40S), ("manifest", "tiny"), ("image", "tiny")}
 
 
@@ -186,7 +186,7 @@ def test_what_is_rebuilt_is_published_too_where_a_destination_is_set(
     publishing = replace(fleet, to="s3://models/prod")
     workshop, unpublished = fleet.factory.workshop(), publishing.factory.unpublished(fleet.factory.graph())
     found = due(workshop.graph(), workshop.store, unpublished=unpublished)
-    assert found == {PUBLICATION: Due(why=("publish/tiny: never published to s3://models/prod",), causes=UNPUBLISHED)}
+    assert found == {PUBLICATION: Due(reasons={"publish/tiny: never published to s3://models/prod": Cause.UNPUBLISHED})}
     assert evaluated(new_toolchain, publishing, instance)[0] == set()
 
     monkeypatch.syspath_prepend(new_release(tmp_path / "site", "tensorrt-rtx-cu13-bindings", "99.1"))

@@ -17,7 +17,7 @@ from pipelines.plan import estimate
 from pipelines.plan.estimate import Estimate
 from pipelines.plan.graph import Graph, Ref, Step
 from pipelines.plan.layout import graph
-from pipelines.plan.staleness import State, ingredients, states
+from pipelines.plan.staleness import Cause, Reason, Staleness, ingredients, states
 from pipelines.store.store import Record, Store, step_key
 from tests.support.published import MATRIX, run
 
@@ -26,6 +26,8 @@ WORKER = Worker(
     cpu_features=frozenset({"avx2", "fma"}),
     compilers=frozenset({"onnx", "openvino", "tensorrt-rtx", "tensorrt"}),
 )
+
+CHANGED = Staleness(reasons=(Reason(cause=Cause.SETTINGS, words="changed"),))
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_a_steps_own_last_run_tells_most_then_those_like_it_then_its_stage(store
         step("compile/other", compiler="z", precision="int8"),
         step("export/never"),
     )
-    found = estimate.estimates(steps, dict.fromkeys(steps.steps, State(why=("changed",))), store)
+    found = estimate.estimates(steps, dict.fromkeys(steps.steps, CHANGED), store)
     assert {name: (guess.duration_s, guess.basis) for name, guess in found.items() if guess} == wanted
     assert found["export/never"] is None
 
@@ -89,7 +91,7 @@ def test_a_steps_own_last_run_tells_most_then_those_like_it_then_its_stage(store
 def test_what_is_reused_costs_nothing(store: Store) -> None:
     kept = step("export/a")
     record = remember(store, kept, 100)
-    assert estimate.estimates(graph_of(kept), {kept.id: State(record=record)}, store) == {}
+    assert estimate.estimates(graph_of(kept), {kept.id: Staleness(record=record)}, store) == {}
 
 
 @pytest.mark.parametrize(("jobs", "wall", "gib"), [(1, 60, 1.0), (2, 40, 2.0), (8, 40, 2.0)])
@@ -144,9 +146,14 @@ def test_each_row_says_which_worker_it_needs(store: Store) -> None:
 
 
 def test_a_step_tells_its_own_reasons_and_else_after_what_it_comes(store: Store) -> None:
-    waits = State(why=("export/a is built first", "quantize/a__fp8 is built first"))
+    first = tuple(
+        Reason(cause=Cause.UPSTREAM, words=f"{step} is built first", step=step)
+        for step in ("export/a", "quantize/a__fp8")
+    )
+    waits = Staleness(reasons=first)
     assert plan_view.why_of(waits) == ([], "after export, quantize")
-    changed = State(why=("export/a is built first", *(f"params.{n}: 1 -> 2" for n in range(5))))
+    settings = (Reason(cause=Cause.SETTINGS, words=f"params.{n}: 1 -> 2") for n in range(5))
+    changed = Staleness(reasons=(first[0], *settings))
     assert plan_view.why_of(changed) == (["params.0: 1 -> 2", "params.1: 1 -> 2", "params.2: 1 -> 2", "and 2 more"], "")
     text = screen(view(store))
     assert "compile/all-minilm-l6-v2__fp8__tensorrt-rtx-sm89__tp1  after quantize" in text

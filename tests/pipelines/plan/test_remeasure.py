@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dagster.lineage import Cause, due
+from pipelines.dagster.lineage import due
 from pipelines.errors import MatrixError
 from pipelines.matrix import load as matrices
 from pipelines.plan import remeasure
 from pipelines.plan.graph import Graph
 from pipelines.plan.layout import graph
-from pipelines.plan.staleness import AGAIN, states
+from pipelines.plan.staleness import FORCED, Cause, states
 from pipelines.store.store import Record, Store, step_key
 from tests.support.fleets import CPU, H100, L40S, Fleet
-from tests.support.plans import WORKER, built, stale
+from tests.support.plans import WORKER, built, stale, words
 from tests.support.services import ROOT
 
 STEP = "measure/tiny__fp32__onnx"
@@ -64,8 +64,8 @@ def test_a_plan_says_that_it_is_asked_for_and_asks_for_nothing_itself(planned: G
     store = Store(tmp_path / "store")
     built(planned, store)
     found = states(planned, store, {STEP})
-    again = {name: state.why for name, state in found.items() if state.record is None}
-    assert again == {STEP: (AGAIN,), f"judge/{CPU}": (f"{STEP} is built first",)}
+    again = {name: words(state) for name, state in found.items() if state.record is None}
+    assert again == {STEP: [FORCED], f"judge/{CPU}": [f"{STEP} is built first"]}
     assert stale(planned, store) == set()
 
 
@@ -75,12 +75,12 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
     made_of = dict(states(planned, store)[STEP].record.ingredients)  # type: ignore[union-attr]
     store.ask_again(made_of)
     store.ask_again(made_of)  # asked twice before it ran: it runs once
-    assert states(planned, store)[STEP].why == (AGAIN,)
+    assert words(states(planned, store)[STEP]) == [FORCED]
     assert {cell: found.causes for cell, found in due(planned, store).items()} == {
-        ("verdict", CPU): {Cause.ASKED},
-        ("manifest", "tiny"): {Cause.ASKED},
-        ("image", "tiny"): {Cause.ASKED},
-        ("publication", "tiny"): {Cause.ASKED},
+        ("verdict", CPU): {Cause.FORCED},
+        ("manifest", "tiny"): {Cause.FORCED},
+        ("image", "tiny"): {Cause.FORCED},
+        ("publication", "tiny"): {Cause.FORCED},
     }
     store.write_record(record("again", store.current(made_of), store))
     assert states(planned, store)[STEP].record is not None
@@ -114,7 +114,7 @@ def test_a_row_is_measured_and_judged_again_its_engine_is_not_built_again(tmp_pa
     before = steps()
     planned = json.loads(enginery("plan", "--json", places[0], "--remeasure"))
     assert {step["step"]: step["why"] for step in planned["steps"] if step["state"] == "build"} == {
-        STEP: [AGAIN],
+        STEP: [FORCED],
         f"judge/{CPU}": [f"{STEP} is built first"],
     }
     assert "2 steps built." in enginery("build", "--no-image", *places, "--remeasure", "*__cpu-x86-64__*")

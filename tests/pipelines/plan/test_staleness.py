@@ -12,10 +12,10 @@ from pipelines.matrix import load as matrices
 from pipelines.matrix.values import Matrix
 from pipelines.plan.graph import Graph, Ref, Step
 from pipelines.plan.layout import graph, rung_above, target_of
-from pipelines.plan.staleness import changes, ingredients, state_of, states
+from pipelines.plan.staleness import Cause, changes, ingredients, state_of, states
 from pipelines.store.store import Store
 from serving.contract.profile import Precision
-from tests.support.plans import WORKER, built, stale
+from tests.support.plans import WORKER, built, stale, words
 from tests.support.published import MATRIX
 
 
@@ -61,7 +61,7 @@ def test_each_step_comes_after_the_steps_it_takes_from(demo_graph: Graph) -> Non
 
 def test_an_empty_store_says_never_built(demo_graph: Graph, tmp_path: Path) -> None:
     found = states(demo_graph, Store(tmp_path))
-    assert found["texts/stdlib"].why == ("never built",)
+    assert words(found["texts/stdlib"]) == ["never built"]
     assert all(state.record is None for state in found.values())
 
 
@@ -81,7 +81,7 @@ def test_touching_one_threshold_judges_again_and_nothing_else(demo: Matrix, demo
     again = {step_id: state for step_id, state in found.items() if state.record is None}
     assert again
     assert all(step_id.startswith("judge/") and "__fp8__" in step_id for step_id in again)
-    assert {state.why for state in again.values()} == {("params.thresholds.max_ndcg_drop: 0.005 -> 0.001",)}
+    assert {tuple(words(state)) for state in again.values()} == {("params.thresholds.max_ndcg_drop: 0.005 -> 0.001",)}
 
 
 def test_changing_one_skus_entry_rebuilds_only_its_rows(demo: Matrix, demo_graph: Graph, tmp_path: Path) -> None:
@@ -103,7 +103,8 @@ def test_a_new_compiler_version_makes_its_engines_stale_and_says_so(demo_graph: 
     source = next(iter(step.inputs.values()))
     state = state_of(newer, store, lambda ref: states(demo_graph, store)[source.step].record.outputs.get(ref.output))  # type: ignore[union-attr]
     assert state.record is None
-    assert any(line.startswith("toolchain.openvino:") and line.endswith("-> 9999.1") for line in state.why)
+    assert {reason.cause for reason in state.reasons} == {Cause.TOOLCHAIN}
+    assert any(line.startswith("toolchain.openvino:") and line.endswith("-> 9999.1") for line in words(state))
 
 
 def test_a_step_whose_input_is_stale_waits_for_it(demo_graph: Graph, tmp_path: Path) -> None:
@@ -111,7 +112,9 @@ def test_a_step_whose_input_is_stale_waits_for_it(demo_graph: Graph, tmp_path: P
     built(demo_graph, store, without=("export/all-minilm-l6-v2",))
     found = states(demo_graph, store)
     quantize = next(s for s in demo_graph.steps if s.startswith("quantize/"))
-    assert found[quantize].why == ("export/all-minilm-l6-v2 is built first",)
+    assert words(found[quantize]) == ["export/all-minilm-l6-v2 is built first"]
+    assert [reason.step for reason in found[quantize].reasons] == ["export/all-minilm-l6-v2"]
+    assert found[quantize].own == ()
 
 
 def test_no_path_of_this_machine_enters_a_key(demo_graph: Graph) -> None:
@@ -145,14 +148,39 @@ def test_a_target_names_what_the_compiler_is_told(demo: Matrix) -> None:
 
 
 def test_changes_are_told_in_words() -> None:
-    assert changes({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b: 1 -> 2"]
-    assert changes({"inputs": {"x": "sha256:1"}}, {"inputs": {"x": "sha256:2"}}) == ["inputs.x changed"]
+    assert [reason.words for reason in changes({"a": {"b": 1}}, {"a": {"b": 2}})] == ["a.b: 1 -> 2"]
+    (other_input,) = changes({"inputs": {"x": "sha256:1"}}, {"inputs": {"x": "sha256:2"}})
+    assert other_input.words == "inputs.x changed"
     assert changes({"a": [1]}, {"a": (1,)}) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "cause"),
+    [
+        ("params", "source_digest", Cause.MODEL),
+        ("params", "precision", Cause.SETTINGS),
+        ("inputs", "model.onnx", Cause.INPUTS),
+        ("toolchain", "openvino", Cause.TOOLCHAIN),
+    ],
+)
+def test_what_changed_decides_the_cause(part: str, name: str, cause: Cause) -> None:
+    (reason,) = changes({part: {name: "1"}}, {part: {name: "2"}})
+    assert reason.cause is cause
+
+
+def test_a_step_whose_outputs_are_gone_says_so(demo_graph: Graph, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built(demo_graph, store)
+    record = states(demo_graph, store)["texts/stdlib"].record
+    assert record is not None
+    store.path(record.outputs["texts.json"].digest).unlink()
+    (reason,) = states(demo_graph, store)["texts/stdlib"].reasons
+    assert (reason.cause, reason.words) == (Cause.LOST, "its outputs are no longer in the store")
 
 
 def test_a_step_that_takes_nothing_is_known_by_its_parameters(tmp_path: Path) -> None:
     step = Step(stage="texts", subject="s", params={"a": 1}, inputs={}, toolchain={})
-    assert state_of(step, Store(tmp_path), lambda _: None).why == ("never built",)
+    assert state_of(step, Store(tmp_path), lambda _: None).reasons[0].cause is Cause.NEVER_BUILT
     assert Ref(step=step.id, output="x").step == "texts/s"
 
 
