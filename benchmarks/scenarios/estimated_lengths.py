@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -62,19 +63,17 @@ def tokens_per_word(endpoint: Endpoint, tasks: set[str]) -> float:
 
 
 def counted(endpoint: Endpoint, requests: Requests) -> Requests:
-    """The same requests with the tokens that the server counts in each; as they were where it does not tell."""
+    """The same requests with the tokens that the server counts in each; as they were where it does not tell.
+
+    A server counts a request's items together: each item has its estimated share of that.
+    """
     path = endpoint.path(requests)
-    found = [_tokens(endpoint.post(path, body)) for body in endpoint.bodies(requests)]
-    if not all(found):
+    counts = [_tokens(endpoint.post(path, body)) for body in endpoint.bodies(requests)]
+    if not all(counts):
         return requests
-    return Requests(
-        scenario=requests.scenario,
-        texts=requests.texts,
-        queries=requests.queries,
-        num_items=requests.num_items,
-        num_tokens=tuple(found),
-        longest=max(-(-tokens // items) for tokens, items in zip(found, requests.num_items, strict=True)),
-    )
+    ratios = np.repeat(np.array(counts) / requests.num_tokens, requests.num_items)
+    lengths = np.maximum(1, np.rint(ratios * requests.lengths).astype(int)).tolist()
+    return replace(requests, num_tokens=tuple(counts), longest=max(lengths), lengths=tuple(lengths))
 
 
 def _tokens(body: bytes) -> int:

@@ -73,6 +73,14 @@ def test_without_a_tokenizer_the_servers_own_counts_are_reported() -> None:
     assert "lengths by words" in found.scenarios["query-20"]
 
 
+def test_mixed_texts_are_measured_without_a_tokenizer() -> None:
+    with bench_server.serve() as nim:
+        results = command.run(nim.url, names=("mixed",), concurrency=(8,), **HOW)  # type: ignore[arg-type]
+    (cell,) = results.cells
+    assert set(cell.figures.statuses) == {"200"}
+    assert re.match(r"1 to 8 texts of \d+ to \d+ tokens, \d+ on average .*by words", results.scenarios["mixed"])
+
+
 def test_only_scenarios_of_the_servers_task_are_run_and_others_are_refused_by_name() -> None:
     with bench_server.serve(task="rerank") as nim:
         found = command.run(nim.url, concurrency=(1,), max_tokens=64, **HOW)  # type: ignore[arg-type]

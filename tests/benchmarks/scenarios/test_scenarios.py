@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.scenarios import scenarios
 from benchmarks.scenarios.corpus import Corpus
-from benchmarks.scenarios.estimated_lengths import WordCorpus
 from benchmarks.scenarios.scenarios import SCENARIOS, Scenario, by_name, make, mixed_lengths
 from pipelines.errors import EngineryError
 
@@ -92,8 +91,3 @@ def test_bodies_are_what_clients_send() -> None:
         "passages": [{"text": "a"}],
     }
     assert json.loads(scenarios.rerank_body("q", ["a"], "m"))["documents"] == ["a"]
-
-
-def test_without_a_tokenizer_texts_are_cut_by_words() -> None:
-    texts = WordCorpus(1.5).texts([32, 152, 5])
-    assert [len(text.split()) for text in texts] == [20, 100, 2]
