@@ -45,6 +45,7 @@ def test_nothing_is_imported_from_a_test_module() -> None:
     offenders = [
         f"{path.relative_to(ROOT)}:{line}: {module} (move what is shared to tests/support)"
         for path in FILES
+        if path != Path(__file__)  # its examples are what it looks for
         for line, module in imports(ast.parse(path.read_text(), path.name))
         if module.startswith("tests.") and TEST_MODULE.search(module)
     ]
