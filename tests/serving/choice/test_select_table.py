@@ -1,4 +1,4 @@
-"""Selection as a table of data (selection_table.yaml): one named test for each rule, and the same end-to-end."""
+"""Selection as a table of data (select_table.yaml): one named test for each rule, and the same end-to-end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import nvml_standin
 
 Line = dict[str, Any]
 GB = 10**9
-TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("selection_table.yaml").read_text())
+TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("select_table.yaml").read_text())
 RULES: dict[str, list[Line]] = TABLE["rules"]
 FILE = ProfileFile(path="engine.plan", uri="blobs/e", checksum="blake3:" + "0" * 64, size_bytes=1)
 
