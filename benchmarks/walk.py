@@ -24,27 +24,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import stage
-from pipelines.build.build_matrix import Workshop
 from pipelines.build.executor import STAGE_ENVIRONMENT, in_process, run
+from pipelines.build.project import Project
 from pipelines.onnx_graph.external_data import SUFFIX
 from pipelines.plan.graph import Graph
 
 MAKING = ("texts", "export", "quantize", "compile")
 
 
-def making(matrix: Path, store: Path) -> tuple[Workshop, Graph]:
+def making(matrix: Path, store: Path) -> tuple[Project, Graph]:
     """The steps that make engines; what measures and judges them is left out."""
-    workshop = Workshop.open(matrix, store=store)
-    graph = workshop.graph()
-    return workshop, graph.closure(name for name, step in graph.steps.items() if step.stage in MAKING)
+    project = Project.open(matrix, store=store)
+    graph = project.graph()
+    return project, graph.closure(name for name, step in graph.steps.items() if step.stage in MAKING)
 
 
 def by_walk(matrix: Path, jobs: int) -> dict[str, float]:
     """Seconds, whole and of each stage."""
     with tempfile.TemporaryDirectory() as scratch:
-        workshop, graph = making(matrix, Path(scratch) / "store")
+        project, graph = making(matrix, Path(scratch) / "store")
         started = time.monotonic()
-        outcomes = run(graph, workshop.store, jobs=jobs)
+        outcomes = run(graph, project.store, jobs=jobs)
         whole = time.monotonic() - started
     failed = [f"{outcome.step.id}: {outcome.error}" for outcome in outcomes.values() if outcome.record is None]
     if failed:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import stage
-from pipelines.build.build_matrix import Workshop
+from pipelines.build.project import Project
 from pipelines.stage import StageRequest
 
 ROOT = Path(__file__).parents[2]
@@ -143,9 +143,9 @@ def build(name: str, precisions: str, folder: Path) -> int:
 
 def within_limits(matrix: Path, folder: Path) -> bool:
     """Print what each step took, and say whether all kept to the limit: 3 x the fp32 weights + 2 GB."""
-    workshop = Workshop.open(matrix, store=folder / "store", dist=folder / "dist")
-    steps = workshop.graph().steps.values()
-    records = [r for step in steps if (r := workshop.store.latest(step.stage, step.subject)) and r.peak_rss_bytes]
+    project = Project.open(matrix, store=folder / "store", dist=folder / "dist")
+    steps = project.graph().steps.values()
+    records = [r for step in steps if (r := project.store.latest(step.stage, step.subject)) and r.peak_rss_bytes]
     fp32 = sum(b.size_bytes for r in records if r.stage == "export" for name, b in r.outputs.items() if ".onnx" in name)
     limit = 3 * fp32 + 2e9
     print(f"\nfp32 weights {fp32 / 1e9:.2f} GB; limit of a step: 3 x that + 2 GB = {limit / 1e9:.1f} GB")

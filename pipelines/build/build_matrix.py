@@ -11,7 +11,6 @@ from typing import Any
 
 from pipelines.image import build as image, package
 from pipelines.release import document, oci_artifact
-from pipelines.plan import this_machine as worker, workers
 from pipelines.report import collect, page
 from pipelines.matrix import load as matrices
 from pipelines.errors import EngineryError, ImageContextOnly, MatrixError, PackageError
@@ -20,12 +19,15 @@ from pipelines.image.build import ImageResult
 from pipelines.matrix.values import Matrix, Model, Worker, refusal_here
 from pipelines.image.package import Candidate
 from pipelines.plan.staleness import Staleness, not_here, ours, states
+from pipelines.build.project import Project
 from pipelines.build.result import BuildResult, ModelResult
-from pipelines.build.executor import Listener, Outcome, run
+from pipelines.build.executor import Listener, StepResult, run
 from pipelines.plan.layout import graph
-from pipelines.store.store import Store, file_digest, step_key, write_atomically
+from pipelines.store.files import file_digest, key_of, write_atomically
+from pipelines.store.store import Store
 from pipelines.plan.toolchain import NOT_INSTALLED, version_of
 from serving.tasks.base import TOWERS
+import msgspec
 
 # backend -> the distribution whose version an engine is bound to
 BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
@@ -34,43 +36,8 @@ SUMMARY_VERSION = 2  # of package.json
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """A matrix, and where its results go."""
-
-    matrix: Matrix
-    store: Store
-    dist: Path
-    jobs: int
-    worker: Worker
-
-    @classmethod
-    def open(cls, matrix: Path, *, store: Path, dist: Path = Path("dist"), jobs: int = 2) -> Workshop:
-        """Read the matrix, or raise MatrixError before anything is written."""
-        return cls(matrix=matrices.load(matrix), store=Store(store), dist=dist, jobs=jobs, worker=worker.here())
-
-    def graph(self, select: Sequence[str] = ()) -> Graph:
-        """The steps of the rows that match one of the globs (all rows without any)."""
-        rows = [r for r in self.matrix.rows if not select or any(fnmatchcase(r.name, glob) for glob in select)]
-        idle = [glob for glob in select if not any(fnmatchcase(row.name, glob) for row in self.matrix.rows)]
-        if idle or not rows:
-            known = ", ".join(row.name for row in self.matrix.rows[:3])
-            problems = [f"--select {glob}: no row has such a name; rows are named like {known}" for glob in idle]
-            raise MatrixError(str(self.matrix.source), problems or ["the matrix builds no rows; add to `build`"])
-        theirs = workers.builders(rows, self.worker, workers.registered(self.store))
-        laid_out = graph(self.matrix, rows, self.worker, theirs)
-        if not theirs:
-            return laid_out
-        # A worker that has the GPU judges better than this machine can, but nobody waits for one that may be gone.
-        found = states(laid_out, self.store)
-        unfinished = {p.row.name for p in laid_out.rows if p.built_by is not None and not_here(p, found)}
-        here = {row.name for row in rows if row.name in unfinished and refusal_here(row, self.worker) is None}
-        theirs = {name: registration for name, registration in theirs.items() if name not in here}
-        return graph(self.matrix, rows, self.worker, theirs) if here else laid_out
-
-
 def build(
-    workshop: Workshop,
+    project: Project,
     steps: Graph,
     *,
     with_images: bool = True,
@@ -81,29 +48,29 @@ def build(
     say: Say = lambda _: None,
 ) -> BuildResult:
     """Bring every row of the graph up to date, the steps `again` in any case, and write dist/<model> for each model."""
-    with workshop.store.locked():
-        found = states(steps, workshop.store) if any(p.built_by for p in steps.rows) else {}
-        outcomes = run(ours(steps, found), workshop.store, jobs=workshop.jobs, listen=listen, again=again)
+    with project.store.locked():
+        found = states(steps, project.store) if any(p.built_by for p in steps.rows) else {}
+        outcomes = run(ours(steps, found), project.store, jobs=project.jobs, listen=listen, again=again)
         errors = {step_id: outcome.error for step_id, outcome in outcomes.items() if outcome.error is not None}
         results = []
         for model in steps.models:
             try:
-                result = package_model(workshop, steps, model.name, errors)
+                result = package_model(project, steps, model.name, errors)
                 if with_images:
                     say(f"images of {model.name}")
-                    result = image_or_context(workshop, result, base, repository)
-                write_report(workshop, steps, result)
+                    result = image_or_context(project, result, base, repository)
+                write_report(project, steps, result)
             except EngineryError as error:
-                folder = workshop.dist / model.name
+                folder = project.dist / model.name
                 result = ModelResult(model=model, folder=folder, error=str(error), exit_code=error.exit_code)
             results.append(result)
-    return BuildResult(outcomes=outcomes, models=tuple(results))
+    return BuildResult(steps=outcomes, models=tuple(results))
 
 
-def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[str, str] | None = None) -> ModelResult:
+def package_model(project: Project, steps: Graph, name: str, errors: Mapping[str, str] | None = None) -> ModelResult:
     """Write what ships of a model, from what the store has for its rows. Nothing is written when nothing changed."""
-    store, plans = workshop.store, [p for p in steps.rows if p.row.model.name == name]
-    model, found = plans[0].row.model, states(steps, workshop.store)
+    store, plans = project.store, [p for p in steps.rows if p.row.model.name == name]
+    model, found = plans[0].row.model, states(steps, project.store)
 
     def at(ref: Ref) -> Path:
         record = found[ref.step].record
@@ -127,7 +94,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
         reasons = "\n".join(f"  {row}: {why}" for row, why in sorted(unbuilt.items()))
         raise PackageError(f"no profile of {name} may ship, none of its rows has an engine here:\n{reasons}")
     shared = {file: at(Ref(step=f"export/{name}", output=file)) for file in package.SHARED}
-    key = step_key(
+    key = key_of(
         {
             "rows": {c.row.name: package.tags_of(c.row, c.versions(versions), c.size_bytes) for c in candidates},
             "verdicts": {p.row.name: at(p.verdict).name for p in built if p.verdict},
@@ -137,7 +104,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
             "summary": SUMMARY_VERSION,
         }
     )
-    folder = workshop.dist / name
+    folder = project.dist / name
     state = folder / "package.json"
     known = json.loads(state.read_text()) if state.exists() else {}
     if known.get("key") == key and intact(folder, known):
@@ -146,7 +113,7 @@ def package_model(workshop: Workshop, steps: Graph, name: str, errors: Mapping[s
     summary = document.write_summary(
         made,
         candidates,
-        workshop.matrix,
+        project.matrix,
         model,
         key=key,
         versions={**used(versions, candidates), "onnxruntime": version_of("onnxruntime")},
@@ -158,7 +125,7 @@ def compiled_with(plan: RowPlan, found: Mapping[str, Staleness]) -> str | None:
     """The version of the library that made a row's engine, wherever that was; None where engines are bound to none."""
     backend = package.EXECUTION[plan.row.sku.compiler][0]
     record = found[plan.engine.step].record if plan.engine else None
-    return record.ingredients["toolchain"].get(BOUND_TO.get(backend)) if record else None
+    return record.key_inputs["toolchain"].get(BOUND_TO.get(backend)) if record else None
 
 
 def used(versions: Mapping[str, str], candidates: Sequence[Candidate]) -> dict[str, str]:
@@ -196,20 +163,20 @@ def missing(plan: RowPlan, found: Mapping[str, Staleness], errors: Mapping[str, 
 
 
 def image_or_context(
-    workshop: Workshop, packaged: ModelResult, base: str | None, repository: str | None = None
+    project: Project, packaged: ModelResult, base: str | None, repository: str | None = None
 ) -> ModelResult:
     """The images; where none can be made, a note that says why and where the complete context is."""
     if not packaged.model.runtimes:
         return packaged
     try:
-        return image_model(workshop, packaged, base=base, repository=repository)
+        return image_model(project, packaged, base=base, repository=repository)
     except ImageContextOnly as error:
         (packaged.folder / "images.json").unlink(missing_ok=True)  # of an earlier build: it is not of this manifest
         return replace(packaged, notes=(*packaged.notes, str(error)))
 
 
 def image_model(
-    workshop: Workshop, packaged: ModelResult, *, base: str | None = None, repository: str | None = None
+    project: Project, packaged: ModelResult, *, base: str | None = None, repository: str | None = None
 ) -> ModelResult:
     """Build a packaged model's images, full and slim, and the artifact that slim ones can fetch their files from.
 
@@ -219,7 +186,7 @@ def image_model(
     made = image.build_images(
         folder,
         packaged.model.runtimes,
-        store=workshop.store,
+        store=project.store,
         base=base,
         kinds=("full", "slim"),
         repository=repository,
@@ -241,7 +208,7 @@ def write_images(folder: Path, made: Sequence[ImageResult]) -> None:
             "digest": result.manifest_digest,
             "image_id": result.image_id,
             "size_bytes": result.size_bytes,
-            "layers": [{"what": layer.what, **asdict(layer.blob)} for layer in result.layers],
+            "layers": [{"what": layer.what, **msgspec.structs.asdict(layer.blob)} for layer in result.layers],
             "loaded": result.loaded is None,
             "not_loaded_because": result.loaded,
         }
@@ -250,16 +217,16 @@ def write_images(folder: Path, made: Sequence[ImageResult]) -> None:
     write_atomically(folder / "images.json", json.dumps(listed, indent=1).encode())
 
 
-def write_report(workshop: Workshop, steps: Graph, result: ModelResult) -> None:
+def write_report(project: Project, steps: Graph, result: ModelResult) -> None:
     """Write report.html, unless it shows these very facts already: drawing it takes longer than an idle build."""
     facts = collect.collect(
-        workshop.store,
+        project.store,
         steps,
         result.model,
         left_out=result.left_out or {},
         images=result.images,
         manifest_digest=result.manifest_digest,
     )
-    path, mark = result.folder / "report.html", f"<!-- facts {step_key(asdict(facts))} -->\n"
+    path, mark = result.folder / "report.html", f"<!-- facts {key_of(asdict(facts))} -->\n"
     if not (path.exists() and path.read_text().endswith(mark)):
         write_atomically(path, (page.render(facts) + mark).encode())

@@ -18,9 +18,10 @@ from pipelines.store import claims
 from pipelines.gate import judge
 from pipelines.errors import EngineryError, StageCrashed
 from pipelines.plan.graph import Graph, Ref, Step
-from pipelines.plan.staleness import ask_again, ingredients, inputs_of, state_of
+from pipelines.plan.staleness import ask_again, cache_key_inputs, inputs_of, state_of
 from pipelines.stage import STAGES
-from pipelines.store.store import Blob, Record, Store, canonical, step_key
+from pipelines.store.files import canonical, key_of
+from pipelines.store.store import Blob, Record, Store
 from pipelines.gate.thresholds import Thresholds
 
 LOG_TAIL_LINES = 15
@@ -34,7 +35,7 @@ STAGE_ENVIRONMENT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StepResult:
     """What became of one step."""
 
     step: Step
@@ -49,7 +50,7 @@ class Outcome:
         return self.record is not None and not self.reused
 
 
-Listener = Callable[[str, Step, Outcome | None], None]  # ("started" | "finished", step, outcome)
+Listener = Callable[[str, Step, StepResult | None], None]  # ("started" | "finished", step, result)
 
 
 def run(
@@ -60,36 +61,36 @@ def run(
     listen: Listener = lambda *_: None,
     shared: bool = False,
     again: Collection[str] = (),
-) -> dict[str, Outcome]:
+) -> dict[str, StepResult]:
     """Bring every step of the graph up to date. A failed step fails those that take from it, and no others.
 
     shared: other builders work in the same store at the same time; each step is claimed (pipelines.store.claims).
     again: steps that are run though nothing changed.
     """
-    outcomes: dict[str, Outcome] = {}
+    results: dict[str, StepResult] = {}
     to_ask = set(again)
 
     def output(ref: Ref) -> Blob | None:
-        record = outcomes[ref.step].record
+        record = results[ref.step].record
         return record.outputs.get(ref.output) if record else None
 
     pending = dict(graph.steps)
-    running: dict[Future[Outcome], Step] = {}
+    running: dict[Future[StepResult], Step] = {}
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while pending or running:
             for step in list(pending.values()):
                 needs = {ref.step for ref in step.inputs.values()}
-                if not needs <= outcomes.keys():
+                if not needs <= results.keys():
                     continue
-                failed = [need for need in sorted(needs) if outcomes[need].record is None]
+                failed = [need for need in sorted(needs) if results[need].record is None]
                 if failed:
-                    first = outcomes[failed[0]]
+                    first = results[failed[0]]
                     blocked_by = first.blocked_by or failed[0]
-                    outcomes[step.id] = Outcome(
+                    results[step.id] = StepResult(
                         step=step, error=first.error, blocked_by=blocked_by, transient=first.transient
                     )
                     del pending[step.id]
-                    listen("finished", step, outcomes[step.id])
+                    listen("finished", step, results[step.id])
                     continue
                 if step.id in to_ask:
                     to_ask.remove(step.id)
@@ -97,9 +98,9 @@ def run(
                 state = state_of(step, store, output)
                 if state.record is not None:
                     store.point(state.record)
-                    outcomes[step.id] = Outcome(step=step, record=state.record, reused=True)
+                    results[step.id] = StepResult(step=step, record=state.record, reused=True)
                     del pending[step.id]
-                    listen("finished", step, outcomes[step.id])
+                    listen("finished", step, results[step.id])
                     continue
                 if len(running) >= jobs or any(s.exclusive for s in running.values()) or (step.exclusive and running):
                     continue
@@ -112,29 +113,29 @@ def run(
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 step = running.pop(future)
-                outcomes[step.id] = future.result()
-                listen("finished", step, outcomes[step.id])
-    return outcomes
+                results[step.id] = future.result()
+                listen("finished", step, results[step.id])
+    return results
 
 
-def attempt(step: Step, blobs: Mapping[str, Blob], store: Store, shared: bool = False) -> Outcome:
+def attempt(step: Step, blobs: Mapping[str, Blob], store: Store, shared: bool = False) -> StepResult:
     try:
-        made_of = store.current(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
+        key_inputs = store.current(cache_key_inputs(step, {name: blob.digest for name, blob in blobs.items()}))
         if not shared:
-            return Outcome(step=step, record=build(step, blobs, made_of, store))
-        key = step_key(made_of)
+            return StepResult(step=step, record=build(step, blobs, key_inputs, store))
+        key = key_of(key_inputs)
         with claims.claimed(store.root / "claims" / key):
             record = store.record(key)  # who held the claim before has built it, unless it failed or died
             if record is not None:
                 store.point(record)
-                return Outcome(step=step, record=record, reused=True)
+                return StepResult(step=step, record=record, reused=True)
             with claims.quiet(exclusive=step.exclusive):
-                return Outcome(step=step, record=build(step, blobs, made_of, store))
+                return StepResult(step=step, record=build(step, blobs, key_inputs, store))
     except EngineryError as error:
-        return Outcome(step=step, error=str(error), transient=error.transient)
+        return StepResult(step=step, error=str(error), transient=error.transient)
 
 
-def build(step: Step, blobs: Mapping[str, Blob], made_of: Mapping[str, Any], store: Store) -> Record:
+def build(step: Step, blobs: Mapping[str, Blob], key_inputs: Mapping[str, Any], store: Store) -> Record:
     """Run one step and record what it made. Inputs are hashed before the stage sees them; the record comes last."""
     started = time.monotonic()
     inputs = {name: store.verified(blob) for name, blob in blobs.items()}
@@ -145,10 +146,10 @@ def build(step: Step, blobs: Mapping[str, Blob], made_of: Mapping[str, Any], sto
             outputs, facts, peak = judged(step, blobs, inputs, folder), {}, 0
         stored = {name: store.put(path) for name, path in sorted(outputs.items())}
     record = Record(
-        key=step_key(made_of),
+        key=key_of(key_inputs),
         stage=step.stage,
         subject=step.subject,
-        ingredients=made_of,
+        key_inputs=key_inputs,
         outputs=stored,
         facts=facts,
         duration_s=round(time.monotonic() - started, 3),
@@ -163,7 +164,7 @@ def judged(step: Step, blobs: Mapping[str, Blob], inputs: Mapping[str, Path], fo
         json.loads(inputs["metrics.json"].read_bytes()),
         Thresholds(**step.params["thresholds"]),
         row=step.params["row"],
-        judged_on=step.params["judged_on"],
+        evaluated=step.params["evaluated"],
         digests={name: blob.digest for name, blob in blobs.items()},
     )
     path = folder / "verdict.json"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.build.executor import Outcome
+from pipelines.build.executor import StepResult
 from pipelines.image.build import ImageResult
 from pipelines.matrix.values import Model
 
@@ -31,11 +31,11 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    outcomes: Mapping[str, Outcome]
+    steps: Mapping[str, StepResult]
     models: tuple[ModelResult, ...]
 
     @property
     def exit_code(self) -> int:
         """The first model that could not ship decides; else whether some step failed."""
         failed = [model.exit_code for model in self.models if model.error is not None]
-        return failed[0] if failed else SOME_ROW_FAILED if any(o.error for o in self.outcomes.values()) else 0
+        return failed[0] if failed else SOME_ROW_FAILED if any(step.error for step in self.steps.values()) else 0

@@ -55,18 +55,18 @@ def plan(
     as_json: Annotated[bool, Parameter(name="--json", help="Machine-readable.", negative="")] = False,
 ) -> int:
     """Show every row: built, judged, reused or skipped, why, on which worker, and what it will probably take."""
-    from pipelines.build.build_matrix import Workshop
+    from pipelines.build.project import Project
     from pipelines.cli import plan_view
     from pipelines.cli import progress as console
     from pipelines.plan import remeasure as remeasured
     from pipelines.plan.staleness import states
     from serving.choice import hardware
 
-    workshop = Workshop.open(matrix, store=store)
-    graph = workshop.graph(select)
+    project = Project.open(matrix, store=store)
+    graph = project.graph(select)
     memory = hardware.detect(cpu_only=True).memory_bytes
-    found = states(graph, workshop.store, remeasured.steps(graph, remeasure))
-    view = plan_view.View.of(graph, found, workshop.store, jobs=jobs, memory_bytes=memory)
+    found = states(graph, project.store, remeasured.steps(graph, remeasure))
+    view = plan_view.View.of(graph, found, project.store, jobs=jobs, memory_bytes=memory)
     if as_json:
         print(json.dumps(plan_view.as_json(view), indent=2))
     else:
@@ -94,18 +94,18 @@ def build(
     remeasure: Remeasure = None,
 ) -> int:
     """Bring every selected row up to date; write dist/MODEL with manifest, image context, images and report."""
-    from pipelines.build.build_matrix import Workshop
     from pipelines.build.build_matrix import build as build_all
+    from pipelines.build.project import Project
     from pipelines.cli import progress as console
     from pipelines.plan import remeasure as remeasured
 
     screen = console.screen()
-    workshop = Workshop.open(matrix, store=store, dist=dist, jobs=jobs)
-    graph = workshop.graph(select)
+    project = Project.open(matrix, store=store, dist=dist, jobs=jobs)
+    graph = project.graph(select)
     again = remeasured.steps(graph, remeasure)
     with console.BuildProgress(screen, total=len(graph.steps)) as progress:
         result = build_all(
-            workshop, graph, with_images=image, base=base, repository=repository, again=again,
+            project, graph, with_images=image, base=base, repository=repository, again=again,
             listen=progress, say=progress.say,
         )  # fmt: skip
     console.show_result(screen, graph, result)

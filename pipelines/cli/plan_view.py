@@ -16,8 +16,7 @@ from pipelines.plan.estimate import Estimate, Totals, estimates, totals
 from pipelines.plan.graph import Graph, RowPlan
 from pipelines.plan.layout import target_of
 from pipelines.plan.staleness import Staleness, not_here, ours
-from pipelines.plan.workers import differences
-from pipelines.plan.workers import here as this_machine
+from pipelines.plan.workers import differences, spec_here
 from pipelines.store.store import Store
 
 MAX_REASONS = 3  # of a step, on the screen; --json has all
@@ -78,7 +77,7 @@ class View:
             if step not in self.ours and self.states[step].record is None
             for reason in why_of(self.states[step])[0]
         )
-        apart = differences(plan.built_by, this_machine(plan.built_by.facts.worker, ()))
+        apart = differences(plan.built_by, spec_here(plan.built_by.spec.worker, ()))
         if apart:
             reasons[f"it may not find the ONNX of this machine ({', '.join(apart)}): install the same versions"] = None
         return "; ".join([why, *reasons])

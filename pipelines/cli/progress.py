@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 
-from pipelines.build.executor import Outcome
+from pipelines.build.executor import StepResult
 from pipelines.build.result import BuildResult
 from pipelines.cli.plan_view import sharing
 from pipelines.image.build import describe
@@ -60,7 +60,7 @@ class BuildProgress:
         """What is going on after the steps."""
         self._progress.update(self._all, description=what)
 
-    def __call__(self, event: str, step: Step, outcome: Outcome | None) -> None:
+    def __call__(self, event: str, step: Step, result: StepResult | None) -> None:
         if event == "started":
             self._running[step.id] = self._progress.add_task(f"{step.stage} {step.subject}", total=None, count="")
             return
@@ -68,18 +68,16 @@ class BuildProgress:
             self._progress.remove_task(self._running.pop(step.id))
         self._finished += 1
         self._progress.update(self._all, advance=1, count=f"{self._finished}/{self._total}")
-        if outcome is None:
+        if result is None:
             return
-        if outcome.error is not None and outcome.blocked_by is None:
-            self.console.print(f"[red]✗[/] {step.stage:9}{step.subject}\n    {escape(outcome.error)}")
-        elif outcome.record is not None and not outcome.reused and step.stage != "judge":
-            self.console.print(
-                f"[green]✓[/] {step.stage:9}{step.subject}  [dim]{measured(outcome)}[/]", highlight=False
-            )
+        if result.error is not None and result.blocked_by is None:
+            self.console.print(f"[red]✗[/] {step.stage:9}{step.subject}\n    {escape(result.error)}")
+        elif result.record is not None and not result.reused and step.stage != "judge":
+            self.console.print(f"[green]✓[/] {step.stage:9}{step.subject}  [dim]{measured(result)}[/]", highlight=False)
 
 
-def measured(outcome: Outcome) -> str:
-    record = outcome.record
+def measured(result: StepResult) -> str:
+    record = result.record
     if record is None:
         return ""
     size = sum(blob.size_bytes for blob in record.outputs.values())
@@ -89,9 +87,9 @@ def measured(outcome: Outcome) -> str:
 
 def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
     """What was built or reused, what ships, what does not and why, and where to look."""
-    built = sum(outcome.built for outcome in result.outcomes.values())
-    failed = sum(outcome.error is not None for outcome in result.outcomes.values())
-    reused = len(result.outcomes) - built - failed
+    built = sum(step.built for step in result.steps.values())
+    failed = sum(step.error is not None for step in result.steps.values())
+    reused = len(result.steps) - built - failed
     nothing = built == failed == 0 and all(model.reused for model in result.models)
     head = "Nothing to build: everything is up to date." if nothing else f"{built} steps built."
     console.print(f"\n{head} {reused} reused, {failed} failed. {sharing(graph)}")

@@ -41,7 +41,7 @@ def publish(
         raise PublishError(f"--to {to}: a tag names one model, and here are {listed}; name one of them")
     for folder in folders:
         done = publishing.publish(
-            folder, to, guarded=not unguarded, replace=replace, say=lambda text: print(text, file=sys.stderr)
+            folder, to, guarded=not unguarded, replace=replace, log=lambda text: print(text, file=sys.stderr)
         )
         number = f", number {done.sequence}" if done.sequence else ""
         state = "now current" if done.moved else "was current already"
@@ -160,7 +160,7 @@ def gc(
         keep=keep,
         grace=publish_gc.parse_age(grace),
         dry_run=dry_run,
-        say=lambda text: print(text, file=sys.stderr),
+        log=lambda text: print(text, file=sys.stderr),
     )
     print(publish_gc.text(found, dry_run=dry_run))
     return 0

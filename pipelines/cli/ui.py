@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipelines.matrix import load as matrices
-from pipelines.store.store import write_atomically
+from pipelines.store.files import write_atomically
 
 INSTANCE = b"""# Written by `enginery ui`. One machine, one user, nothing leaves it.
 telemetry:

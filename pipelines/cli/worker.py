@@ -11,7 +11,7 @@ from typing import NoReturn
 from pipelines.dagster import placement
 from pipelines.errors import WorkerError
 from pipelines.matrix import load as matrices
-from pipelines.plan import this_machine, workers
+from pipelines.plan import workers
 from pipelines.store.store import Store
 
 
@@ -21,10 +21,10 @@ def exec_worker(matrix: Path, *, store: Path, dist: Path, skus: Sequence[str], h
         raise WorkerError("a worker serves something: name its SKUs with --sku, or --home for exports and manifests")
     if "DAGSTER_HOME" not in os.environ:
         raise WorkerError("DAGSTER_HOME is not set: a worker writes its runs to the instance that the daemon uses")
-    machine = this_machine.here()
+    machine = workers.this_machine()
     placement.verify(matrices.load(matrix), skus, machine)
     if skus:
-        workers.register(Store(store), workers.here(machine, skus))
+        workers.register(Store(store), workers.spec_here(machine, skus))
     environ = {
         **os.environ,
         "ENGINERY_MATRIX": str(matrix.absolute()),

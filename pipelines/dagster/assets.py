@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.build.executor import Outcome
+from pipelines.build.executor import StepResult
 from pipelines.build.result import ModelResult
 from pipelines.dagster.asset_checks import GATE, gate_result, table
 from pipelines.dagster.lineage import Cell, code_version, lineage, toolchains
@@ -19,7 +19,7 @@ from pipelines.dagster.placement import SERVES, pod, queue, refusal
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.source_assets import MODEL_REVISION, SETTINGS, TOOLCHAIN, setting_of
 from pipelines.image.build import describe
-from pipelines.plan import this_machine, workers
+from pipelines.plan import workers
 from pipelines.plan.graph import Graph, Ref, RowPlan
 from pipelines.plan.staleness import not_here, states
 from pipelines.publish.last_published import link
@@ -55,7 +55,7 @@ def shown(record: Record, store: Store, *names: str) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "duration_s": record.duration_s,
         "peak_memory_mib": round(record.peak_rss_bytes / 2**20),
-        "toolchain": dg.MetadataValue.json(dict(record.ingredients["toolchain"])),
+        "toolchain": dg.MetadataValue.json(dict(record.key_inputs["toolchain"])),
     }
     for name in names:
         blob = record.outputs[name]
@@ -156,9 +156,9 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     """
     parts = Partitions(graph)
 
-    def one(outcomes: dict[str, Outcome], step_id: str) -> Record:
+    def one(outcomes: dict[str, StepResult], step_id: str) -> Record:
         record = outcomes[step_id].record
-        assert record is not None  # `bring` raised otherwise
+        assert record is not None  # `ensure_built` raised otherwise
         return record
 
     def asset(
@@ -188,9 +188,9 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     def fp32_onnx(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The model as float32 ONNX with pooling inside, and its golden outputs."""
         graph, step = factory.graph(), f"export/{context.partition_key}"
-        record = one(factory.bring(context, graph, step), step)
+        record = one(factory.ensure_built(context, graph, step), step)
         return dg.MaterializeResult(
-            metadata=shown(record, factory.workshop().store, *record.outputs),
+            metadata=shown(record, factory.project().store, *record.outputs),
             data_version=version(record),
         )
 
@@ -198,9 +198,9 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
     def typed_onnx(context: dg.AssetExecutionContext, factory: Factory) -> dg.MaterializeResult[None]:
         """The ONNX with a precision written in, by NVIDIA Model Optimizer."""
         graph, step = factory.graph(), f"quantize/{context.partition_key}"
-        record = one(factory.bring(context, graph, step), step)
+        record = one(factory.ensure_built(context, graph, step), step)
         return dg.MaterializeResult(
-            metadata=shown(record, factory.workshop().store, *record.outputs),
+            metadata=shown(record, factory.project().store, *record.outputs),
             data_version=version(record),
         )
 
@@ -208,12 +208,12 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, factory: Factory, graph: Graph, wanted: Callable[[RowPlan], Ref | None]
     ) -> Ref | None:
         plan = next(plan for plan in graph.rows if plan.row.name == context.partition_key)
-        machine, store = this_machine.here(), factory.workshop().store
+        machine, store = workers.this_machine(), factory.project().store
         wrong = refusal(plan.row, machine, os.environ)
         if wrong is not None:
             raise dg.Failure(description=wrong, allow_retries=False)
         if SERVES in os.environ:  # a pod is a worker for one run, and a queue's worker may have been upgraded
-            workers.register(store, workers.here(machine, os.environ[SERVES].split(",")))
+            workers.register(store, workers.spec_here(machine, os.environ[SERVES].split(",")))
         elsewhere = not_here(plan, states(graph, store) if plan.built_by else {})
         if elsewhere is not None:
             context.log.warning("%s is skipped: %s", plan.row.name, elsewhere)
@@ -227,9 +227,9 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         ref = built_here(context, factory, graph, lambda plan: plan.engine)
         if ref is None:
             return
-        record = one(factory.bring(context, graph, ref.step), ref.step)
+        record = one(factory.ensure_built(context, graph, ref.step), ref.step)
         yield dg.MaterializeResult(
-            metadata=shown(record, factory.workshop().store, *record.outputs),
+            metadata=shown(record, factory.project().store, *record.outputs),
             data_version=version(record),
         )
 
@@ -240,8 +240,8 @@ def factory_assets(graph: Graph) -> list[dg.AssetsDefinition]:
         ref = built_here(context, factory, graph, lambda plan: plan.verdict)
         if ref is None:
             return
-        record = one(factory.bring(context, graph, ref.step), ref.step)
-        store = factory.workshop().store
+        record = one(factory.ensure_built(context, graph, ref.step), ref.step)
+        store = factory.project().store
         said = json.loads(store.verified(record.outputs["verdict.json"]).read_bytes())
         metrics = {check["name"]: check["value"] for check in said["checks"] if isinstance(check["value"], int | float)}
         yield dg.MaterializeResult(

@@ -1,7 +1,7 @@
 """What each partition of each asset is made from, and which are due: the plan in the words of Dagster's asset graph.
 
-Dagster knows versions, not ingredients. So that it calls stale exactly what `enginery plan` would build, each
-partition has upstream partitions whose versions together are its ingredients: other assets, the model's revision, the
+Dagster knows versions, not key_inputs. So that it calls stale exactly what `enginery plan` would build, each
+partition has upstream partitions whose versions together are its key_inputs: other assets, the model's revision, the
 parts of the toolchain, and the settings of its own steps. This module imports no dagster.
 """
 
@@ -19,7 +19,8 @@ from pipelines.plan.graph import Graph, RowPlan, Step
 from pipelines.plan.staleness import REVISION, Cause, Staleness, states
 from pipelines.plan.toolchain import serving_code
 from pipelines.stage import VERSIONS
-from pipelines.store.store import Store, file_digest, step_key
+from pipelines.store.files import file_digest, key_of
+from pipelines.store.store import Store
 
 VERSION_CHARS = 16  # of a version that is only compared with itself
 UNHASHED = ("source_base", REVISION)  # parameters that are no setting
@@ -49,7 +50,7 @@ class Lineage:
 
     @property
     def settings_version(self) -> str:
-        return step_key(self.settings)
+        return key_of(self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def code_version(asset: str) -> str:
 def part_of(step: Step) -> str:
     """Which part of the toolchain a step uses, and whose: "openvino", "export", "tensorrt@h100"."""
     part = str(step.params["compiler"]) if step.stage == "compile" else step.stage
-    return f"{part}@{step.site}" if step.site else part
+    return f"{part}@{step.worker}" if step.worker else part
 
 
 def lineage(graph: Graph) -> dict[Cell, Lineage]:
@@ -128,7 +129,7 @@ def lineage(graph: Graph) -> dict[Cell, Lineage]:
 
 def _settings(step: Step, stages: tuple[str, ...]) -> dict[str, Any]:
     settings: dict[str, Any] = {"params": {k: v for k, v in step.params.items() if k not in UNHASHED}}
-    if step.stage not in stages:  # the rung above's: not in this asset's code version
+    if step.stage not in stages:  # the baseline's: not in this asset's code version
         settings["version"] = VERSIONS.get(step.stage, 1)
     return settings
 
@@ -164,7 +165,7 @@ def watched(graph: Graph, cells: Mapping[Cell, Lineage], cause: Cause) -> dict[C
         if cause is Cause.MODEL and made.revision:
             own = {cell[1]: known[cell[1]]}
         sources[cell] = {name: found for up in made.upstream for name, found in sources[up].items()} | dict(own)
-    return {cell: step_key(found)[:VERSION_CHARS] for cell, found in sources.items()}
+    return {cell: key_of(found)[:VERSION_CHARS] for cell, found in sources.items()}
 
 
 def due(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.build.build_matrix import Workshop, image_model, package_model, write_report
-from pipelines.build.executor import Outcome, run
+from pipelines.build.build_matrix import image_model, package_model, write_report
+from pipelines.build.executor import StepResult, run
+from pipelines.build.project import Project
 from pipelines.build.result import ModelResult
 from pipelines.errors import EngineryError
 from pipelines.plan.graph import Graph
@@ -33,21 +34,21 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     publish_replace: bool = False  # move a registry's tag that names another release
     retry_after_s: float = RETRY_AFTER_S
 
-    def workshop(self) -> Workshop:
-        return Workshop.open(Path(self.matrix), store=Path(self.store), dist=Path(self.dist), jobs=self.jobs)
+    def project(self) -> Project:
+        return Project.open(Path(self.matrix), store=Path(self.store), dist=Path(self.dist), jobs=self.jobs)
 
     def graph(self) -> Graph:
         """The steps as the matrix, the models and the installed versions are now, not as they were at loading."""
-        return self.workshop().graph()
+        return self.project().graph()
 
-    def bring(self, context: dg.AssetExecutionContext, graph: Graph, *steps: str) -> dict[str, Outcome]:
+    def ensure_built(self, context: dg.AssetExecutionContext, graph: Graph, *steps: str) -> dict[str, StepResult]:
         """Bring these steps, and what they take from, up to date.
 
         Raises Failure with the reason of one that failed, or RetryRequested if the failure may pass by itself.
         """
-        workshop = self.workshop()
-        with workshop.store.locked(wait=True, shared=True):
-            outcomes = run(graph.closure(steps), workshop.store, jobs=self.jobs, shared=True)
+        project = self.project()
+        with project.store.locked(wait=True, shared=True):
+            outcomes = run(graph.closure(steps), project.store, jobs=self.jobs, shared=True)
         for outcome in outcomes.values():
             if outcome.record is not None:
                 context.log.info("%s %s", "reused" if outcome.reused else "built", outcome.step.id)
@@ -64,18 +65,18 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def package(self, graph: Graph, model: str) -> ModelResult:
         """Package what the store has of a model, and write its report."""
-        workshop = self.workshop()
-        with workshop.store.locked(wait=True), told():
-            made = package_model(workshop, graph, model)
-            write_report(workshop, graph, made)
+        project = self.project()
+        with project.store.locked(wait=True), told():
+            made = package_model(project, graph, model)
+            write_report(project, graph, made)
         return made
 
     def images(self, graph: Graph, model: str) -> ModelResult:
         """Build a model's images, and write its report with them."""
-        workshop = self.workshop()
-        with workshop.store.locked(wait=True), told():
-            made = image_model(workshop, package_model(workshop, graph, model), base=self.base)
-            write_report(workshop, graph, made)
+        project = self.project()
+        with project.store.locked(wait=True), told():
+            made = image_model(project, package_model(project, graph, model), base=self.base)
+            write_report(project, graph, made)
         return made
 
     @property
@@ -88,17 +89,17 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Publish what is packaged of a model. The store is not held: what is sent is hashed as it is read."""
         if self.destination is None:
             raise dg.Failure(description=NO_DESTINATION, allow_retries=False)
-        workshop = self.workshop()
+        project = self.project()
         with told(self.retry_after_s):
-            return last_published.publish(workshop.dist / model, self.destination, workshop.store, say=context.log.info)
+            return last_published.publish(project.dist / model, self.destination, project.store, log=context.log.info)
 
     def unpublished(self, graph: Graph) -> dict[str, str]:
         """Which models' releases are not what was published last, and why; none if there is no destination."""
         if self.destination is None:
             return {}
-        workshop = self.workshop()
+        project = self.project()
         return last_published.unpublished(
-            workshop.dist, self.destination, workshop.store, [model.name for model in graph.models]
+            project.dist, self.destination, project.store, [model.name for model in graph.models]
         )
 
 

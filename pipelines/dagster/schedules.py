@@ -18,10 +18,10 @@ class VerifyConfig(dg.Config):
 @dg.op
 def verify_released(context: dg.OpExecutionContext, config: VerifyConfig, factory: Factory) -> None:
     """Read and hash everything that was released, here and where it was published, and say what is damaged or gone."""
-    workshop = factory.workshop()
-    built = sorted(str(path.parent) for path in workshop.dist.glob("*/model_manifest.yaml"))
-    published = last_published.references(workshop.store).values()
-    found = verify_all(config.references or [*built, *published], say=context.log.info)
+    project = factory.project()
+    built = sorted(str(path.parent) for path in project.dist.glob("*/model_manifest.yaml"))
+    published = last_published.references(project.store).values()
+    found = verify_all(config.references or [*built, *published], log=context.log.info)
     if told(found):
         raise dg.Failure(description=told(found), metadata={"verified": table(found)}, allow_retries=False)
     context.add_output_metadata({"verified": table(found)})

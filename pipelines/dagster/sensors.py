@@ -35,11 +35,11 @@ def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefini
     )
     def evaluate(context: dg.SensorEvaluationContext, factory: Factory) -> dg.RunRequest | dg.SkipReason:
         try:
-            workshop = factory.workshop()
-            graph = workshop.graph()
+            project = factory.project()
+            graph = project.graph()
             changed = observe(context.instance, graph)
             cells = lineage(graph)
-            stale = due(graph, workshop.store, cells, factory.unpublished(graph))
+            stale = due(graph, project.store, cells, factory.unpublished(graph))
         except EngineryError as error:
             return dg.SkipReason(str(error))
         for (asset, partition), (was, now) in changed.items():

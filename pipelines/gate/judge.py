@@ -12,7 +12,7 @@ from pipelines.gate.thresholds import Thresholds
 
 SCHEMA_VERSION = 1
 
-JudgedOn = Literal["engine", "typed-onnx"]
+Evaluated = Literal["engine", "typed-onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Verdict:
 
     row: str
     passed: bool
-    judged_on: str
+    evaluated: str
     judged_with: str  # "onnxruntime 1.31.1"
     checks: tuple[Check, ...]
     digests: Mapping[str, str]
@@ -52,6 +52,7 @@ class Verdict:
     def to_json(self) -> bytes:
         """Canonical bytes of verdict.json: no clock, no path; only speed figures differ between two runs."""
         content = {"schema_version": SCHEMA_VERSION, **asdict(self), "reasons": self.reasons, "remedies": self.remedies}
+        content["judged_on"] = content.pop("evaluated")
         return json.dumps(content, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -132,14 +133,14 @@ _SPEED_RULES = (
         name="speed_ratio",
         threshold="min_speed_ratio",
         value="speed.throughput_ratio",
-        said="throughput over the rung above",
+        said="throughput over the baseline",
         remedy="it is not worth its loss of accuracy: leave this precision out for this SKU",
     ),
     _Rule(
         name="latency_ratio",
         threshold="max_latency_ratio",
         value="speed.latency_ratio",
-        said="time of one short query over the rung above",
+        said="time of one short query over the baseline",
         at_least=False,
         remedy="single queries got slower: leave this precision out for this SKU",
     ),
@@ -147,7 +148,7 @@ _SPEED_RULES = (
 
 
 def judge(
-    metrics: Mapping[str, Any], thresholds: Thresholds, *, row: str, judged_on: str, digests: Mapping[str, str]
+    metrics: Mapping[str, Any], thresholds: Thresholds, *, row: str, evaluated: str, digests: Mapping[str, str]
 ) -> Verdict:
     """metrics.json against thresholds. A figure that is demanded and missing, or not a number, is a failed check."""
     task = str(metrics["task"])
@@ -155,12 +156,12 @@ def judge(
         *(_check(rule, metrics, thresholds) for rule in _RULES[task]),
         _drop(_DROPS[task], metrics, thresholds),
         _realized(metrics, thresholds),
-        *_speed(metrics, thresholds, judged_on),
+        *_speed(metrics, thresholds, evaluated),
     )
     return Verdict(
         row=row,
         passed=all(check.passed is not False for check in checks),
-        judged_on=judged_on,
+        evaluated=evaluated,
         judged_with=str(metrics.get("judged_with", "")),
         checks=checks,
         digests=dict(sorted(digests.items())),
@@ -244,13 +245,13 @@ def _realized(metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
     return Check(name=name, value=value, threshold=threshold, passed=False, why=f"only {why}", remedy=remedy)
 
 
-def _speed(metrics: Mapping[str, Any], thresholds: Thresholds, judged_on: str) -> Iterator[Check]:
+def _speed(metrics: Mapping[str, Any], thresholds: Thresholds, evaluated: str) -> Iterator[Check]:
     speed = metrics.get("speed")
     for rule in _SPEED_RULES:
-        if judged_on != "engine":
+        if evaluated != "engine":
             why = f"{rule.said}: this SKU's engine does not run on this machine"
             yield _not_judged(rule.name, None, why, getattr(thresholds, rule.threshold))
-        elif isinstance(speed, Mapping) and speed.get("above") is None:
+        elif isinstance(speed, Mapping) and speed.get("baseline") is None:
             why = f"{rule.said}: no wider precision of this model runs on this SKU here, so there is nothing to beat"
             yield _not_judged(rule.name, None, why, getattr(thresholds, rule.threshold))
         else:

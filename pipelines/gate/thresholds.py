@@ -24,8 +24,8 @@ class Thresholds:
     min_batch_invariance: float | None = None  # cosine of a text alone and in a full batch
     max_batch_score_error: float | None = None  # rerank: difference of a logit alone and in a full batch
     min_realized_precision: float | None = None  # share of matrix multiplications that run in the precision
-    min_speed_ratio: float | None = None  # throughput over the rung above
-    max_latency_ratio: float | None = None  # batch-1 latency over the rung above
+    min_speed_ratio: float | None = None  # throughput over the baseline
+    max_latency_ratio: float | None = None  # batch-1 latency over the baseline
     proof_min_cosine: float  # the worst golden text at boot
 
 
@@ -119,7 +119,7 @@ _CLIP: Mapping[Precision, Thresholds] = {
 # Anchored on what peers hold themselves to; docs/matrix.md gives the source of each figure.
 DEFAULT_GATES: Mapping[str, Mapping[Precision, Thresholds]] = {
     "embed": {
-        _P.FP32: Thresholds(  # the reference's own precision: no rung above, nothing to realise
+        _P.FP32: Thresholds(  # the reference's own precision: no baseline, nothing to realise
             min_cosine_mean=0.9999,
             min_cosine_p1=0.9999,
             min_cosine_min=0.9999,

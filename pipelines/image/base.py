@@ -15,7 +15,8 @@ import yaml
 from pipelines.errors import ImageError
 from pipelines.image import dockerfile, oci
 from pipelines.image.docker import Engine
-from pipelines.store.store import Blob, Record, Store, file_digest, step_key
+from pipelines.store.files import file_digest, key_of
+from pipelines.store.store import Blob, Record, Store
 
 _PYTHON = re.compile(r"usr/(?:local/)?bin/python(3\.\d+)")
 
@@ -49,7 +50,7 @@ def get(wanted: str | Path | None, containers: Path, store: Store, engine: Engin
     if engine is not None and engine.id_of(reference):
         return _image(reference, store, engine)
     script = containers / "base.sh"
-    key = step_key({"format": oci.FORMAT, "script": file_digest(script)})
+    key = key_of({"format": oci.FORMAT, "script": file_digest(script)})
     if (made := store.record(key)) is not None:
         return _from_record(made, None)
     reasons = []
@@ -69,7 +70,7 @@ def get(wanted: str | Path | None, containers: Path, store: Store, engine: Engin
 
 
 def _tar(path: Path, store: Store) -> Base:
-    key = step_key({"format": oci.FORMAT, "tar": file_digest(path)})
+    key = key_of({"format": oci.FORMAT, "tar": file_digest(path)})
     if (record := store.record(key)) is None:
         with store.workspace() as scratch:
             record = _record(key, path.name, [_rewritten(path, scratch / "layer", store)], {}, store)
@@ -92,7 +93,7 @@ def _image(reference: str, store: Store, engine: Engine | None) -> Base:
     if (image_id := engine.id_of(reference)) is None:
         engine.pull(reference)
         image_id = engine.id_of(reference)
-    key = step_key({"format": oci.FORMAT, "image": image_id})
+    key = key_of({"format": oci.FORMAT, "image": image_id})
     if (record := store.record(key)) is None:
         settings, _ = engine.settings_of(reference)
         settings = {k: v for k, v in settings.items() if k in dockerfile.KEPT and v}
@@ -124,7 +125,7 @@ def _record(key: str, name: str, blobs: list[Blob], settings: Mapping[str, Any],
         key=key,
         stage="base",
         subject=name.replace("/", "_"),
-        ingredients={},
+        key_inputs={},
         outputs={f"{number:03}": blob for number, blob in enumerate(blobs)},
         facts={"name": name, "settings": dict(settings), "python": found.pop()},
         duration_s=0.0,

@@ -13,7 +13,8 @@ from pipelines.image import docker as docker_engine
 from pipelines.image import dockerfile, oci, package, runtime
 from pipelines.image.docker import Engine
 from pipelines.image.runtime import Builder, Runtime
-from pipelines.store.store import Record, Store, step_key, write_atomically
+from pipelines.store.files import key_of, write_atomically
+from pipelines.store.store import Record, Store
 from serving.contract import manifest
 from serving.contract.manifest import Manifest
 from serving.contract.profile import Profile, ProfileFile
@@ -192,7 +193,7 @@ def _is_engine(file: ProfileFile) -> bool:
 def _layer(what: str, files: Sequence[ProfileFile], root: Path, store: Store) -> oci.Layer:
     """A layer of blobs. Their digests are its key: bytes that were put into a layer before are not read again."""
     names = sorted(f"{ROOT}/{file.uri}" for file in files)
-    key = step_key({"format": oci.FORMAT, "blobs": names})
+    key = key_of({"format": oci.FORMAT, "blobs": names})
     record = store.record(key)
     if record is None:
         for file in files:
@@ -204,7 +205,7 @@ def _layer(what: str, files: Sequence[ProfileFile], root: Path, store: Store) ->
                 key=key,
                 stage="image-layer",
                 subject=key[:16],
-                ingredients={},
+                key_inputs={},
                 outputs={"layer.tar": store.put(scratch / "layer")},
                 facts={},
                 duration_s=0.0,

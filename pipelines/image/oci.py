@@ -12,7 +12,8 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from pipelines.store.store import Blob, Store, canonical, write_atomically
+from pipelines.store.files import canonical, write_atomically
+from pipelines.store.store import Blob, Store
 
 # Raised when the same content would give other bytes: part of every key of an image.
 FORMAT = 1

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from pipelines.errors import PackageError
 from pipelines.matrix.values import Model, Row
-from pipelines.store.store import write_atomically
+from pipelines.store.files import write_atomically
 from serving.contract import manifest
 from serving.contract.manifest import Manifest
 from serving.contract.profile import Profile, ProfileFile

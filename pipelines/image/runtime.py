@@ -15,7 +15,8 @@ from pipelines.image import base as base_image
 from pipelines.image import dockerfile, oci, wheels
 from pipelines.image.base import Base
 from pipelines.image.docker import Engine
-from pipelines.store.store import Record, Store, file_digest, step_key
+from pipelines.store.files import file_digest, key_of
+from pipelines.store.store import Record, Store
 
 REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = REPOSITORY / "containers"
@@ -111,9 +112,9 @@ def _plan(name: str, containers: Path) -> _Plan:
         raise ImageError(f"there is no runtime {name!r} in {containers}; the runtimes are cpu, rtx and cuda")
     file = dockerfile.read(path)
     # sys.version: this Python compiles the modules.
-    made_of = {"format": oci.FORMAT, "python": sys.version}
+    key_inputs = {"format": oci.FORMAT, "python": sys.version}
     keys = {
-        copy: step_key({**made_of, "source": copy.source, "target": copy.target, "from": _inputs(copy, containers)})
+        copy: key_of({**key_inputs, "source": copy.source, "target": copy.target, "from": _inputs(copy, containers)})
         for copy in file.copies
     }
     return _Plan(name=name, containers=containers, file=file, keys=keys)
@@ -196,7 +197,7 @@ def _keep(plan: _Plan, copy: dockerfile.Copy, layer: Path, store: Store) -> None
             key=plan.keys[copy],
             stage="runtime",
             subject=copy.source.replace("/", "-"),
-            ingredients={},
+            key_inputs={},
             outputs={"layer.tar": store.put(layer)},
             facts={},
             duration_s=0.0,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import ImageError
-from pipelines.store.store import file_digest
+from pipelines.store.files import file_digest
 
 # What an installer writes for itself: it names this machine's folders, or files that were stripped.
 _INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")

@@ -21,9 +21,10 @@ from pipelines.image import build, oci, package
 from pipelines.inspect import resolve
 from pipelines.inspect.resolve import Found
 from pipelines.release import document as releases
+from pipelines.remote import Log
 from pipelines.remote import registry as publish_registry
 from pipelines.remote.registry import Registry
-from pipelines.store.store import file_digest
+from pipelines.store.files import file_digest
 from serving.cache.fetch import locate
 from serving.cache.sources import Sources
 from serving.cache.sources.base import SourceError, Transient, opened
@@ -32,7 +33,6 @@ from serving.contract.profile import ProfileFile
 CHUNK_BYTES = 1 << 20
 FILES_AT_ONCE = 4
 ATTEMPTS = 3
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Verified:
     problems: tuple[str, ...]
 
 
-def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
+def verify(reference: str, *, log: Log = lambda _: None) -> Verified:
     """Verify every file and image of a release. Raises PublishError where there is none to verify."""
     found = resolve.read(reference)
     folder = Path(reference) if found.folder else None
@@ -55,7 +55,7 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
         raise PublishError(f"{reference}: only a release in a bucket or under a registry's tag can be verified")
 
     def problem(file: ProfileFile) -> str | None:
-        say(f"reading {file.uri} ({file.size_bytes / 1e6:.1f} MB)")
+        log(f"reading {file.uri} ({file.size_bytes / 1e6:.1f} MB)")
         for _ in range(ATTEMPTS - 1):
             with suppress(Transient):  # a line that breaks says nothing of what is published
                 return _asked(file, repository)
@@ -88,12 +88,12 @@ def verify(reference: str, *, say: Say = lambda _: None) -> Verified:
     )
 
 
-def verify_all(references: Iterable[str], *, say: Say = lambda _: None) -> dict[str, Verified | str]:
+def verify_all(references: Iterable[str], *, log: Log = lambda _: None) -> dict[str, Verified | str]:
     """Verify each, and go on where one cannot be read at all: that is then its reason."""
     found: dict[str, Verified | str] = {}
     for reference in references:
         try:
-            found[reference] = verify(reference, say=say)
+            found[reference] = verify(reference, log=log)
         except PublishError as error:
             found[reference] = str(error)
     return found

@@ -51,7 +51,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     encoder = Encoder(inputs["tokenizer.json"].read_bytes(), spec)
     towers = {tower.name: tower for tower in spec.towers}
     labelled = _labelled(encoder, params)
-    if params["judged_on"] == "reference":
+    if params["evaluated"] == "reference":
         return _reference(towers, labelled, request, scratch)
     precision = Precision(params["precision"])
     engines = {name: external_data.at_hand(inputs, suffixed("engine", name), scratch) for name in towers}
@@ -75,7 +75,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
         "schema_version": SCHEMA_VERSION,
         "task": params["task"],
         "precision": str(precision),
-        "judged_on": params["judged_on"],
+        "evaluated": params["evaluated"],
         "judged_with": opened[TEXT][1],
         "size_bytes": sum(external_data.size_bytes(inputs, suffixed("engine", name)) for name in towers),
         "cosine": cosine(
@@ -215,7 +215,7 @@ def _expected(
                 "measure the reference again"
             )
         return np.array(recorded["right"], dtype=np.float64)
-    how = {"backend": "onnxruntime", "judged_on": "fp32 reference"}
+    how = {"backend": "onnxruntime", "evaluated": "fp32 reference"}
     runners = {
         name: open_runner(
             external_data.at_hand(inputs, suffixed("fp32.onnx", name), scratch), Precision.FP32, how, tower, scratch
@@ -266,7 +266,7 @@ def _speed(
                 loads[name],
                 params,
                 tower,
-                above=inputs.get(suffixed("above", name)),
+                baseline=inputs.get(suffixed("baseline", name)),
             )
             for name, tower in towers.items()
         }

@@ -36,7 +36,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     (tower,) = spec.towers
     encoder = rerank.Encoder(inputs["tokenizer.json"].read_bytes(), spec)
     labelled = _labelled(encoder, params, inputs)
-    if params["judged_on"] == "reference":
+    if params["evaluated"] == "reference":
         return _reference(tower, labelled, request, scratch)
     engine = external_data.at_hand(inputs, "engine", scratch)
     started = time.monotonic()
@@ -47,7 +47,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
         "schema_version": SCHEMA_VERSION,
         "task": params["task"],
         "precision": str(precision),
-        "judged_on": params["judged_on"],
+        "evaluated": params["evaluated"],
         "judged_with": judged_with,
         "size_bytes": external_data.size_bytes(inputs, "engine"),
         "scores": scores(runner.rows(items)[:, 0], golden.scores),
@@ -59,7 +59,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     judged_s = time.monotonic() - started
     if params.get("speed"):
         loads = speed.text_loads(np.concatenate(items, axis=1), tower, spec)
-        metrics["speed"] = speed.measure(engine, precision, loads, params, tower, above=inputs.get("above"))
+        metrics["speed"] = speed.measure(engine, precision, loads, params, tower, baseline=inputs.get("baseline"))
     path = request.output_dir / "metrics.json"
     path.write_bytes(json.dumps(metrics, sort_keys=True, allow_nan=False).encode())
     facts = {
@@ -176,7 +176,7 @@ def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path], scr
             told = ["{}, {} queries with {} candidates".format(*which) for which in (has, needs)]
             raise GateError(f"reference.json is of {told[0]}, not of {told[1]}; measure the reference again")
         return np.array(recorded["ndcg_at_10"])
-    how = {"backend": "onnxruntime", "judged_on": "fp32 reference"}
+    how = {"backend": "onnxruntime", "evaluated": "fp32 reference"}
     reference = external_data.at_hand(inputs, "fp32.onnx", scratch)
     runner, _ = open_runner(reference, Precision.FP32, how, tower, scratch)
     values = labelled.score(runner)

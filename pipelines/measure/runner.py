@@ -90,16 +90,16 @@ def open_runner(
     """The engine, loaded to be judged, and what judges it, in words. Raises GateError.
 
     path: as external_data.at_hand gives it; its digest was checked before the stage began.
-    params: backend, judged_on ("engine", "typed-onnx" or a reference) and perhaps cpu_isa.
+    params: backend, evaluated ("engine", "typed-onnx" or a reference) and perhaps cpu_isa.
     """
     name, note, options = params["backend"], "", LoadOptions(precision=precision, cpu_isa=params.get("cpu_isa"))
-    if params["judged_on"] == "typed-onnx" and precision is Precision.FP8:
+    if params["evaluated"] == "typed-onnx" and precision is Precision.FP8:
         path = typed_onnx.with_wide_weights(path, scratch)
-    if params["judged_on"] != "engine":  # an engine is loaded as the server does it
+    if params["evaluated"] != "engine":  # an engine is loaded as the server does it
         path = external_data.lightened(path, scratch)
     num_workers, engine = 1, path.read_bytes()
     if name == "onnxruntime":
-        if params["judged_on"] == "typed-onnx":
+        if params["evaluated"] == "typed-onnx":
             engine, note = typed_onnx.runnable(engine, precision)
         # Whole batches side by side: its Q/DQ kernels use one thread, and one thread a batch gives the same
         # figures on every machine.
@@ -112,7 +112,7 @@ def open_runner(
         else:
             backend = load(name, engine, options)
     except BackendError as error:
-        raise GateError(f"{params['judged_on']} ({precision}) cannot be loaded to be judged: {error}") from error
+        raise GateError(f"{params['evaluated']} ({precision}) cannot be loaded to be judged: {error}") from error
     version = importlib.metadata.version(name) if name in {"onnxruntime", "openvino"} else ""
     judged_with = " ".join(part for part in (name, version, f"({note})" if note else "") if part)
     return Runner(backend=backend, tower=tower, num_workers=num_workers), judged_with

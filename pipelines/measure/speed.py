@@ -1,4 +1,4 @@
-"""Measure how fast an engine is against the rung above it, on the machine at hand, which may be busy."""
+"""Measure how fast an engine is against its baseline, on the machine at hand, which may be busy."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Loads:
 
 
 def measure(
-    engine: Path, precision: Precision, loads: Loads, params: Mapping[str, Any], tower: Tower, *, above: Path | None
+    engine: Path, precision: Precision, loads: Loads, params: Mapping[str, Any], tower: Tower, *, baseline: Path | None
 ) -> dict[str, Any]:
-    """Throughput when saturated and time of one short query, in turn with the rung above: A B A B, medians."""
+    """Throughput when saturated and time of one short query, in turn with its baseline: A B A B, medians."""
     options = LoadOptions(precision=precision, cpu_isa=params.get("cpu_isa"))
     runs = {"this": load(params["backend"], engine.read_bytes(), options)}  # not kept: it can be gigabytes
-    if above is not None:
-        rung = params["above"]
-        options = LoadOptions(precision=Precision(rung["precision"]), cpu_isa=rung.get("cpu_isa"))
-        runs["above"] = load(rung["backend"], above.read_bytes(), options)
+    if baseline is not None:
+        its = params["baseline"]
+        options = LoadOptions(precision=Precision(its["precision"]), cpu_isa=its.get("cpu_isa"))
+        runs["baseline"] = load(its["backend"], baseline.read_bytes(), options)
     calls = {name: backend.infer for name, backend in runs.items()}
     saturated = interleaved(calls, tower.collate(loads.batch), SATURATION_ROUNDS)
     single = interleaved(calls, tower.collate(loads.single), QUERY_ROUNDS)
@@ -50,22 +50,22 @@ def measure(
         name: {"items_per_s": round(len(loads.batch) / saturated[name], 2), "latency_s": round(single[name], 6)}
         for name in runs
     }
-    result = {**found["this"], "shape": loads.shape, "query_shape": loads.query_shape, "above": None}
-    if above is not None:
+    result = {**found["this"], "shape": loads.shape, "query_shape": loads.query_shape, "baseline": None}
+    if baseline is not None:
         result |= {
-            "above": {**found["above"], **params["above"]},
-            "throughput_ratio": round(saturated["above"] / saturated["this"], 4),
-            "latency_ratio": round(single["this"] / single["above"], 4),
+            "baseline": {**found["baseline"], **params["baseline"]},
+            "throughput_ratio": round(saturated["baseline"] / saturated["this"], 4),
+            "latency_ratio": round(single["this"] / single["baseline"], 4),
         }
     return result
 
 
 def of_towers(by_tower: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One figure of several engines: the least gain of any, since a profile ships all of them."""
-    result: dict[str, Any] = {"towers": dict(by_tower), "above": None}
-    if all(figures["above"] is not None for figures in by_tower.values()):
+    result: dict[str, Any] = {"towers": dict(by_tower), "baseline": None}
+    if all(figures["baseline"] is not None for figures in by_tower.values()):
         result |= {
-            "above": {tower: figures["above"] for tower, figures in by_tower.items()},
+            "baseline": {tower: figures["baseline"] for tower, figures in by_tower.items()},
             "throughput_ratio": min(figures["throughput_ratio"] for figures in by_tower.values()),
             "latency_ratio": max(figures["latency_ratio"] for figures in by_tower.values()),
         }

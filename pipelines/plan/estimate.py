@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,23 +9,10 @@ from typing import Any
 
 from pipelines.plan.graph import Graph, Step
 from pipelines.plan.staleness import Staleness
-from pipelines.store.store import Store
+from pipelines.store.store import Record, Store
 
 # What makes two steps of one stage alike, most telling first: their compiler and precision, then the stage alone.
-ALIKE = (("compiler", "precision", "backend", "judged_on", "task"), ("compiler", "precision"), ())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Past:
-    """One run of a step."""
-
-    stage: str
-    subject: str
-    params: Mapping[str, Any]
-    duration_s: float
-    peak_rss_bytes: int
-    output_bytes: int
-    key: str
+ALIKE = (("compiler", "precision", "backend", "evaluated", "task"), ("compiler", "precision"), ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,58 +36,42 @@ class Totals:
     unknown: tuple[str, ...]  # steps of a stage that never ran here
 
 
-def past(store: Store) -> list[Past]:
-    """Every run that the store remembers. A record that cannot be read is of no use here and no reason to fail."""
-    found = []
-    for path in sorted((store.root / "steps").glob("*.json")):
-        try:
-            raw = json.loads(path.read_bytes())
-            found.append(
-                Past(
-                    stage=raw["stage"],
-                    subject=raw["subject"],
-                    params=raw["ingredients"].get("params", {}),
-                    duration_s=raw["duration_s"],
-                    peak_rss_bytes=raw["peak_rss_bytes"],
-                    output_bytes=sum(blob["size_bytes"] for blob in raw["outputs"].values()),
-                    key=raw["key"],
-                )
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
-
-
-def estimate(step: Step, runs: Sequence[Past], last: str | None) -> Estimate | None:
+def estimate(step: Step, past: Sequence[Record], last: str | None) -> Estimate | None:
     """By the step's own last run (its key is `last`), else the median of those most like it; None without any."""
-    if own := [run for run in runs if run.key == last]:
+    if own := [record for record in past if record.key == last]:
         return _of(own, "its last run")
-    of_stage = [run for run in runs if run.stage == step.stage]
+    of_stage = [record for record in past if record.stage == step.stage]
     for names in ALIKE:
-        alike = [run for run in of_stage if all(run.params.get(name) == step.params.get(name) for name in names)]
+        wanted = [step.params.get(name) for name in names]
+        alike = [record for record in of_stage if [_params(record).get(name) for name in names] == wanted]
         if alike:
             return _of(alike, f"{len(alike)} like it" if names else f"{len(alike)} runs of {step.stage}")
     return None
 
 
-def _of(runs: Sequence[Past], basis: str) -> Estimate:
+def _params(record: Record) -> Mapping[str, Any]:
+    params: Mapping[str, Any] = record.key_inputs.get("params", {})
+    return params
+
+
+def _of(records: Sequence[Record], basis: str) -> Estimate:
     return Estimate(
-        duration_s=median(run.duration_s for run in runs),
-        peak_rss_bytes=int(median(run.peak_rss_bytes for run in runs)),
-        output_bytes=int(median(run.output_bytes for run in runs)),
+        duration_s=median(record.duration_s for record in records),
+        peak_rss_bytes=int(median(record.peak_rss_bytes for record in records)),
+        output_bytes=int(median(sum(blob.size_bytes for blob in record.outputs.values()) for record in records)),
         basis=basis,
     )
 
 
 def estimates(graph: Graph, states: Mapping[str, Staleness], store: Store) -> dict[str, Estimate | None]:
     """For each step that would be built."""
-    runs = past(store)
+    past = store.records()
     found = dict[str, Estimate | None]()
     for step_id, state in states.items():
         if state.record is None:
             step = graph.steps[step_id]
             latest = store.latest(step.stage, step.subject)
-            found[step_id] = estimate(step, runs, latest.key if latest else None)
+            found[step_id] = estimate(step, past, latest.key if latest else None)
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.matrix.values import Matrix, Model, Row
-from pipelines.plan.workers import Registration
+from pipelines.plan.workers import WorkerRecord
 from serving.tasks.base import suffixed
 
 
@@ -33,7 +33,7 @@ class Step:
     inputs: Mapping[str, Ref]
     toolchain: Mapping[str, str]
     exclusive: bool = False  # it measures time: nothing else may run beside it
-    site: str = ""  # the SKU whose worker has this toolchain; "": this machine has it
+    worker: str = ""  # the SKU whose worker has this toolchain; "": this machine has it
 
     @property
     def id(self) -> str:
@@ -49,7 +49,7 @@ class RowPlan:
 
     row: Row
     refusal: str | None = None
-    built_by: Registration | None = None  # not here: its steps are laid out as this worker lays them out
+    built_by: WorkerRecord | None = None  # not here: its steps are laid out as this worker lays them out
     typed: Ref | None = None  # the ONNX it is compiled from
     shards: Ref | None = None  # the first of its ranks' graphs, where it spans GPUs: no engine is made of these yet
     engine: Ref | None = None

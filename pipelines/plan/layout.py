@@ -13,7 +13,7 @@ from pipelines.datasets import retrieval
 from pipelines.matrix.values import Matrix, Model, Row, Worker, refusal_here
 from pipelines.plan.graph import Graph, Ref, RowPlan, Step
 from pipelines.plan.toolchain import cpu_model, serving_code, source_digest, versions
-from pipelines.plan.workers import Registration, has_gpu
+from pipelines.plan.workers import WorkerRecord, has_gpu
 from serving.contract.profile import Precision
 from serving.tasks.base import TOWERS, suffixed
 
@@ -22,7 +22,7 @@ BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt
 
 
 def graph(
-    matrix: Matrix, rows: Iterable[Row], worker: Worker, elsewhere: Mapping[str, Registration] | None = None
+    matrix: Matrix, rows: Iterable[Row], worker: Worker, elsewhere: Mapping[str, WorkerRecord] | None = None
 ) -> Graph:
     """Lay out the steps of these rows for this worker; of the rows `elsewhere`, by name, as other workers do it."""
     layout = _Layout(matrix, worker)
@@ -31,9 +31,9 @@ def graph(
         if row.tp > 1:
             plans.append(layout.divided(row))
             continue
-        site = (elsewhere or {}).get(row.name)
-        refusal = None if site else refusal_here(row, worker)
-        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row, site))
+        record = (elsewhere or {}).get(row.name)
+        refusal = None if record else refusal_here(row, worker)
+        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row, record))
     return Graph(matrix=matrix, steps=layout.steps, rows=tuple(plans))
 
 
@@ -57,7 +57,7 @@ class _Layout:
         *,
         toolchain: Mapping[str, str] | None = None,
         exclusive: bool = False,
-        site: str = "",
+        worker: str = "",
     ) -> str:
         step = Step(
             stage=stage,
@@ -66,35 +66,35 @@ class _Layout:
             inputs=inputs,
             toolchain=toolchain or {},
             exclusive=exclusive,
-            site=site,
+            worker=worker,
         )
         known = self.steps.get(step.id)
-        if known is not None and known.site != site and replace(known, site=site) != step:
-            # Two machines make the same of something else: each is a step. The name is no part of its key.
-            step = replace(step, subject=f"{subject}@{site or 'here'}")
+        if known is not None and known.worker != worker and replace(known, worker=worker) != step:
+            # Two workers make one output of different inputs: each has a step of its own. Only their ids differ.
+            step = replace(step, subject=f"{subject}@{worker or 'here'}")
         return self.steps.setdefault(step.id, step).id
 
-    def versions(self, part: str, row: Row, site: Registration | None) -> dict[str, Any]:
+    def versions(self, part: str, row: Row, record: WorkerRecord | None) -> dict[str, Any]:
         """The toolchain of a row's step, and whose it is, as `add` takes them."""
         ours = self._versions(part)
-        theirs = ours if site is None else site.facts.versions_of(part)
-        return {"toolchain": theirs, "site": "" if theirs == ours else row.sku.name}
+        theirs = ours if record is None else record.spec.versions_of(part)
+        return {"toolchain": theirs, "worker": "" if theirs == ours else row.sku.name}
 
-    def row(self, row: Row, site: Registration | None) -> RowPlan:
-        engine, typed, metrics = self.engine(row, site), self.typed(row), self.metrics(row, site)
+    def row(self, row: Row, record: WorkerRecord | None) -> RowPlan:
+        engine, typed, metrics = self.engine(row, record), self.typed(row), self.metrics(row, record)
         judge = self.add(
             "judge",
             row.name,
             {
                 "row": row.name,
-                "judged_on": self.steps[metrics.step].params["judged_on"],
+                "evaluated": self.steps[metrics.step].params["evaluated"],
                 "thresholds": asdict(self.matrix.gates[row.model.task][row.precision]),
             },
             {"metrics.json": metrics, **self.towers(row.model, "engine", engine)},
         )
         return RowPlan(
             row=row,
-            built_by=site,
+            built_by=record,
             typed=typed,
             engine=engine,
             metrics=metrics,
@@ -183,7 +183,7 @@ class _Layout:
         itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
         return self.onnx(row.model, Precision.FP32 if itself else row.precision, row.sku.kind)
 
-    def engine(self, row: Row, site: Registration | None) -> Ref:
+    def engine(self, row: Row, record: WorkerRecord | None) -> Ref:
         params: dict[str, Any] = {
             "task": row.model.task,
             "compiler": row.sku.compiler,
@@ -200,7 +200,7 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
             params,
             self.towers(row.model, "model.onnx", self.typed(row)),
-            **self.versions(row.sku.compiler, row, site),
+            **self.versions(row.sku.compiler, row, record),
         )
         return Ref(step=step, output="engine")
 
@@ -228,7 +228,7 @@ class _Layout:
             f"{model.name}__reference",
             {
                 **self.labelled(model),
-                "judged_on": "reference",
+                "evaluated": "reference",
                 "backend": "onnxruntime",
                 "precision": str(Precision.FP32),
             },
@@ -241,12 +241,12 @@ class _Layout:
         )
         return Ref(step=step, output="reference.json")
 
-    def metrics(self, row: Row, site: Registration | None) -> Ref:
+    def metrics(self, row: Row, record: WorkerRecord | None) -> Ref:
         """Measured on the engine where it runs here; else on the typed ONNX that every SKU of that precision shares."""
-        on_gpu = has_gpu(row, self.worker if site is None else site.facts.worker)
+        on_gpu = has_gpu(row, self.worker if record is None else record.spec.worker)
         runs_here = row.sku.kind == "cpu" or on_gpu
         inputs = {
-            **self.towers(row.model, "engine", self.engine(row, site) if runs_here else self.typed(row)),
+            **self.towers(row.model, "engine", self.engine(row, record) if runs_here else self.typed(row)),
             **self.files(row.model, "tokenizer.json", "task.json", "golden.json"),
             "texts.json": self.texts(),
             "reference.json": self.reference(row.model),
@@ -254,22 +254,22 @@ class _Layout:
         params: dict[str, Any] = {
             **self.labelled(row.model),
             "precision": str(row.precision),
-            "judged_on": "engine" if runs_here else "typed-onnx",
+            "evaluated": "engine" if runs_here else "typed-onnx",
             "backend": BACKENDS[row.sku.compiler] if runs_here else "onnxruntime",
             "cpu_isa": row.sku.cpu_isa,
             "speed": runs_here,
         }
         if runs_here:
-            params["machine"] = row.sku.name if on_gpu else cpu_model() if site is None else site.facts.cpu_model
+            params["machine"] = row.sku.name if on_gpu else cpu_model() if record is None else record.spec.cpu_model
             if on_gpu:  # a GPU engine does not tell its layers' formats
                 inputs |= self.towers(row.model, "typed.onnx", self.typed(row))
-            above = rung_above(row, self.matrix.rows)
-            if above is not None:
-                inputs |= self.towers(row.model, "above", self.engine(above, site))
-                params["above"] = {
-                    "backend": BACKENDS[above.sku.compiler],
-                    "precision": str(above.precision),
-                    "cpu_isa": above.sku.cpu_isa,
+            baseline = baseline_row(row, self.matrix.rows)
+            if baseline is not None:
+                inputs |= self.towers(row.model, "baseline", self.engine(baseline, record))
+                params["baseline"] = {
+                    "backend": BACKENDS[baseline.sku.compiler],
+                    "precision": str(baseline.precision),
+                    "cpu_isa": baseline.sku.cpu_isa,
                 }
         place = f"{row.sku.name}__tp{row.tp}" if on_gpu else target_of(row) if runs_here else "typed-onnx"
         step = self.add(
@@ -277,7 +277,7 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{place}",
             params,
             inputs,
-            **self.versions("measure", row, site),
+            **self.versions("measure", row, record),
             exclusive=runs_here,
         )
         return Ref(step=step, output="metrics.json")
@@ -291,7 +291,7 @@ def target_of(row: Row) -> str:
     return f"openvino-{isa.lower().replace('_', '-')}" if row.sku.compiler == "openvino" and isa else row.sku.compiler
 
 
-def rung_above(row: Row, rows: Iterable[Row]) -> Row | None:
+def baseline_row(row: Row, rows: Iterable[Row]) -> Row | None:
     """What a row is timed against: the next wider precision of its SKU; for a CPU else the generic fp32 row."""
     rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
     same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]

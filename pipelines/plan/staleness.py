@@ -10,7 +10,8 @@ from typing import Any
 from pipelines.onnx_graph.external_data import SUFFIX
 from pipelines.plan.graph import Graph, Ref, RowPlan, Step
 from pipelines.stage import VERSIONS
-from pipelines.store.store import Blob, Record, Store, step_key
+from pipelines.store.files import key_of
+from pipelines.store.store import Blob, Record, Store
 
 REVISION = "source_digest"  # the parameter of an export that its model's files decide
 FORCED = "measured again as asked"  # the words of a step of which nothing changed (Store.ask_again)
@@ -52,7 +53,7 @@ class Staleness:
         return tuple(reason for reason in self.reasons if reason.cause is not Cause.UPSTREAM)
 
 
-def ingredients(step: Step, inputs: Mapping[str, str]) -> dict[str, Any]:
+def cache_key_inputs(step: Step, inputs: Mapping[str, str]) -> dict[str, Any]:
     """Everything that decides a step's bytes; `inputs` are digests by name. Paths of this machine are left out."""
     return {
         "stage": step.stage,
@@ -84,16 +85,16 @@ def state_of(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> 
                 Reason(cause=Cause.UPSTREAM, words=f"{step_id} is built first", step=step_id) for step_id in waiting
             )
         )
-    made_of = store.current(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
-    record = store.record(step_key(made_of))
+    key_inputs = store.current(cache_key_inputs(step, {name: blob.digest for name, blob in blobs.items()}))
+    record = store.record(key_of(key_inputs))
     if record is not None:
         return Staleness(record=record)
     latest = store.latest(step.stage, step.subject)
     if latest is None:
         return Staleness(reasons=(Reason(cause=Cause.NEVER_BUILT, words="never built"),))
-    before = {**latest.ingredients}
-    forced = before.pop("attempt", 0) != made_of.pop("attempt", 0)
-    if changed := changes(before, made_of):
+    before = {**latest.key_inputs}
+    forced = before.pop("attempt", 0) != key_inputs.pop("attempt", 0)
+    if changed := changes(before, key_inputs):
         return Staleness(reasons=tuple(changed))
     lost = Reason(cause=Cause.LOST, words="its outputs are no longer in the store")
     return Staleness(reasons=(Reason(cause=Cause.FORCED, words=FORCED) if forced else lost,))
@@ -102,11 +103,11 @@ def state_of(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> 
 def ask_again(step: Step, store: Store, output: Callable[[Ref], Blob | None]) -> None:
     """Have a step made once more whose inputs are all there."""
     blobs = inputs_of(step, output)
-    store.ask_again(ingredients(step, {name: blob.digest for name, blob in blobs.items()}))
+    store.ask_again(cache_key_inputs(step, {name: blob.digest for name, blob in blobs.items()}))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
-    """What differs between two sets of ingredients: "params.thresholds.max_ndcg_drop: 0.005 -> 0.001"."""
+    """What differs between two sets of key_inputs: "params.thresholds.max_ndcg_drop: 0.005 -> 0.001"."""
     return [
         Reason(cause=_cause(place), words=f"{place}{words}") for place, words in _differences(dict(old), dict(new), "")
     ]

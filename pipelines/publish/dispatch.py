@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.errors import PublishError
 from pipelines.publish import to_bucket, to_registry
 from pipelines.publish.to_bucket import Result
+from pipelines.remote import Log
 
-Say = Callable[[str], None]
 
-
-def publish(folder: Path, to: str, *, guarded: bool = True, replace: bool = False, say: Say = lambda _: None) -> Result:
+def publish(folder: Path, to: str, *, guarded: bool = True, replace: bool = False, log: Log = lambda _: None) -> Result:
     """Publish dist/MODEL to s3://BUCKET/PREFIX (pointer last) or oci://REGISTRY/REPOSITORY:TAG (tag last).
 
     Idempotent. guarded=False: also to an S3 server without conditional writes. replace: move a tag that names another
     release. Raises PublishError; OvertakenError if somebody else published meanwhile.
     """
     if to.startswith("s3://"):
-        return to_bucket.publish(folder, to, guarded=guarded, say=say)
+        return to_bucket.publish(folder, to, guarded=guarded, log=log)
     if to.startswith(("oci://", "oci+http://")):
-        return to_registry.publish(folder, to, replace=replace, say=say)
+        return to_registry.publish(folder, to, replace=replace, log=log)
     raise PublishError(f"--to {to}: is neither s3://BUCKET/PREFIX nor oci://REGISTRY/REPOSITORY:TAG")
 
 

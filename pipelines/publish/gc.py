@@ -8,7 +8,7 @@ written here: a collection cannot undo a publication.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,9 +16,9 @@ from pipelines.errors import PublishError
 from pipelines.publish import to_bucket
 from pipelines.publish.to_bucket import MIN_GRACE, Entry, Pointer
 from pipelines.release import document as releases
+from pipelines.remote import Log
 from pipelines.remote.bucket import Bucket, Object
 
-Say = Callable[[str], None]
 BLOBS = "blobs/"
 
 
@@ -40,7 +40,7 @@ def collect(
     keep: int,
     grace: timedelta,
     dry_run: bool = False,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
     now: datetime | None = None,
 ) -> Collected:
     """Collect the garbage of s3://BUCKET/PREFIX; raises PublishError. dry_run: only say what would go.
@@ -66,7 +66,7 @@ def collect(
             model: seen.etag for model, (_, seen) in pointers.items()
         }:
             break
-        say("somebody published meanwhile: looking again")
+        log("somebody published meanwhile: looking again")
     old = [one for one in garbage if time - one.modified >= grace]
     # A release's documents before its files: one that can still be read has them all, wherever this is interrupted.
     old.sort(key=lambda one: (not one.key.startswith(f"{BLOBS}sha256/"), one.key))

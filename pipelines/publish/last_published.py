@@ -13,10 +13,11 @@ from pathlib import Path
 
 from pipelines.errors import PublishError
 from pipelines.publish import dispatch as publishing
-from pipelines.publish.dispatch import Say
 from pipelines.publish.to_bucket import Result, pointer_key
+from pipelines.remote import Log
 from pipelines.remote.registry import parse
-from pipelines.store.store import Store, canonical, file_digest, write_atomically
+from pipelines.store.files import canonical, file_digest, write_atomically
+from pipelines.store.store import Store
 
 MODEL = "{model}"
 RELEASED = ("package.json", "images.json")  # of dist/MODEL: together they decide what its release is
@@ -41,10 +42,10 @@ class Destination:
         return self.to.replace(MODEL, model)
 
 
-def publish(folder: Path, destination: Destination, store: Store, *, say: Say = lambda _: None) -> Result:
+def publish(folder: Path, destination: Destination, store: Store, *, log: Log = lambda _: None) -> Result:
     """Publish dist/MODEL as `enginery publish` does, and write down what was published. Raises PublishError."""
     to, built = destination.of(folder.name), _built(folder)
-    done = publishing.publish(folder, to, guarded=destination.guarded, replace=destination.replace, say=say)
+    done = publishing.publish(folder, to, guarded=destination.guarded, replace=destination.replace, log=log)
     record = {"to": to, "built": built, "reference": done.reference, "digest": done.digest}
     write_atomically(_path(store, folder.name), canonical(record))
     return done

@@ -8,7 +8,7 @@ Below s3://BUCKET/PREFIX:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,12 +20,12 @@ from pipelines.errors import OvertakenError, PublishError
 from pipelines.image import package
 from pipelines.release import document as releases
 from pipelines.release.document import Published
+from pipelines.remote import Log
 from pipelines.remote.bucket import Bucket, Damaged, Object, Overtaken, Unconditional
 from pipelines.remote.remedies import nothing_published
-from pipelines.store.store import canonical
+from pipelines.store.files import canonical
 from serving.contract.profile import ProfileFile
 
-Say = Callable[[str], None]
 # A blob that is there already and that the current release does not need may be garbage that is about to be collected.
 # A younger one than this is not: collecting leaves alone what is younger than MIN_GRACE, which is longer by more than
 # any publication takes. An older one is sent again, which makes it young.
@@ -92,7 +92,7 @@ def read_pointer(data: bytes, source: str) -> Pointer:
     return found
 
 
-def publish(folder: Path, to: str, *, guarded: bool = True, say: Say = lambda _: None) -> Result:
+def publish(folder: Path, to: str, *, guarded: bool = True, log: Log = lambda _: None) -> Result:
     """Publish dist/MODEL to s3://BUCKET/PREFIX. Readers see the release before or this one, each complete.
 
     guarded=False: move the pointer also where the server has no conditional writes; then one publisher at a time is the
@@ -108,7 +108,7 @@ def publish(folder: Path, to: str, *, guarded: bool = True, say: Say = lambda _:
     if moved and guarded and not bucket.honours_conditions(f"models/{model}/condition"):
         raise PublishError(UNGUARDED.format(bucket.uri))
     old = _current(bucket, pointer.current) if pointer else None
-    sent = _send_all(bucket, folder, new.files, old.files if old else {}, say)
+    sent = _send_all(bucket, folder, new.files, old.files if old else {}, log)
     for digest, data in ((new.document.manifest, new.manifest_bytes), (new.digest, new.dump())):
         if old is None or digest not in (old.document.manifest, old.digest):
             bucket.put(document_key(digest), data)
@@ -152,7 +152,11 @@ def _document(bucket: Bucket, digest: str) -> bytes:
 
 
 def _send_all(
-    bucket: Bucket, folder: Path, files: Mapping[str, ProfileFile], safe: Mapping[str, ProfileFile], say: Say
+    bucket: Bucket,
+    folder: Path,
+    files: Mapping[str, ProfileFile],
+    safe: Mapping[str, ProfileFile],
+    log: Log,
 ) -> dict[str, int]:
     """Send what is not there, or may not stay: uri -> bytes sent. Raises PublishError that names each bad file."""
 
@@ -160,7 +164,7 @@ def _send_all(
         there = bucket.head(file.uri)
         if there is not None and there.size_bytes == file.size_bytes and (file.uri in safe or _is_fresh(there)):
             return None
-        say(f"sending {file.path} ({file.size_bytes / 1e6:.1f} MB) to {bucket.uri}/{file.uri}")
+        log(f"sending {file.path} ({file.size_bytes / 1e6:.1f} MB) to {bucket.uri}/{file.uri}")
         return bucket.put_file(file.uri, folder / package.ROOT / file.uri, file.checksum.removeprefix("blake3:"))
 
     sent, problems = dict[str, int](), list[Exception]()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from pipelines.image import build, oci
 from pipelines.publish.to_bucket import Result
 from pipelines.release import oci_artifact
 from pipelines.release.document import ImageFacts, Published
+from pipelines.remote import Log
 from pipelines.remote.registry import Registry, parse
 from pipelines.remote.remedies import nothing_published
-from pipelines.store.store import Blob, canonical
+from pipelines.store.files import canonical
+from pipelines.store.store import Blob
 
-Say = Callable[[str], None]
 REFERRER_TYPE = "application/vnd.enginery.release.v1"  # the artifactType of what lies beside an image
 RUNTIME = "dev.enginery.runtime"  # annotation: of which runtime the image is
 BLOBS_AT_ONCE = 4
@@ -36,7 +36,7 @@ def image_tag(tag: str, runtime: str, kind: str) -> str:
     return f"{tag}-{runtime}{'-slim' if kind == 'slim' else ''}"
 
 
-def publish(folder: Path, to: str, *, replace: bool = False, say: Say = lambda _: None) -> Result:
+def publish(folder: Path, to: str, *, replace: bool = False, log: Log = lambda _: None) -> Result:
     """Publish dist/MODEL with its images to oci://REGISTRY/REPOSITORY:TAG (its release where no tag is given).
 
     A tag that names another release is refused unless replace=True. Raises PublishError, OvertakenError.
@@ -62,7 +62,7 @@ def publish(folder: Path, to: str, *, replace: bool = False, say: Say = lambda _
         ]
     }
     manifests = {facts.digest: _image(folder / build.LAYOUT, facts, blobs) for facts in new.document.images}
-    sent = _send_all(registry, blobs, say)
+    sent = _send_all(registry, blobs, log)
     registry.push_manifest(digest, made.manifest)
     for one, content in manifests.items():
         registry.push_manifest(one, content)
@@ -117,11 +117,11 @@ def _beside(new: Published, facts: ImageFacts, manifest_bytes: int) -> bytes:
     )
 
 
-def _send_all(registry: Registry, blobs: dict[str, tuple[Blob, Path | bytes]], say: Say) -> dict[str, int]:
+def _send_all(registry: Registry, blobs: dict[str, tuple[Blob, Path | bytes]], log: Log) -> dict[str, int]:
     def send(blob: Blob, source: Path | bytes) -> bool:
         sent = registry.push_blob(blob, source)
         if sent and blob.size_bytes > 1_000_000:
-            say(f"sent {blob.digest} ({blob.size_bytes / 1e6:.1f} MB)")
+            log(f"sent {blob.digest} ({blob.size_bytes / 1e6:.1f} MB)")
         return sent
 
     problems, sent = list[PublishError](), dict[str, int]()

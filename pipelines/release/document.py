@@ -20,7 +20,7 @@ from pipelines.errors import PublishError
 from pipelines.image import build, oci, package
 from pipelines.image.package import Candidate, Package
 from pipelines.matrix.values import Matrix, Model, Sku
-from pipelines.store.store import canonical, file_digest, write_atomically
+from pipelines.store.files import canonical, file_digest, write_atomically
 from serving.contract import manifest
 from serving.contract.manifest import Manifest
 from serving.contract.profile import ProfileFile
@@ -44,7 +44,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate found of a row that ships."""
 
-    judged_on: str  # "engine" or "typed-onnx"
+    evaluated: str = msgspec.field(name="judged_on")  # "engine" or "typed-onnx"
     judged_with: str  # "onnxruntime 1.31.1"
     checks: tuple[Check, ...]
 

@@ -15,7 +15,8 @@ from pipelines.errors import PublishError
 from pipelines.image import oci, package
 from pipelines.release import document as release
 from pipelines.release.document import Published
-from pipelines.store.store import Blob, canonical, file_digest, write_atomically
+from pipelines.store.files import canonical, file_digest, write_atomically
+from pipelines.store.store import Blob
 
 LAYOUT = "artifact"  # the folder in dist/<model>
 TYPE = "application/vnd.enginery.model.v1"

@@ -2,3 +2,7 @@
 
 What is sent belongs in `publish`, what is checked in `inspect`.
 """
+
+from collections.abc import Callable
+
+Log = Callable[[str], None]  # tells a person what is sent or read

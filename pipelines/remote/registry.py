@@ -19,7 +19,8 @@ import requests
 
 from pipelines.errors import PublishError, UnreachableError
 from pipelines.image import oci
-from pipelines.store.store import Blob, canonical
+from pipelines.store.files import canonical
+from pipelines.store.store import Blob
 from serving.cache.sources.base import SourceError
 from serving.cache.sources.http import LOCAL_HOSTS
 from serving.cache.sources.oci import MANIFEST_TYPES, MAX_MANIFEST_BYTES, docker_logins

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.image.build import ImageResult
 from pipelines.matrix.values import Model, Row
 from pipelines.plan.graph import Graph, Ref, RowPlan
-from pipelines.plan.layout import rung_above
+from pipelines.plan.layout import baseline_row
 from pipelines.plan.staleness import Staleness, not_here, states
 from pipelines.plan.toolchain import cpu_model, version_of
 from pipelines.report.model import (
@@ -128,7 +128,7 @@ def _row(
         remedy="; ".join(verdict.get("remedies", ())),
         size_bytes=sum(engine.size_bytes for engine in engines) or None,
         build_s=compiled.duration_s if compiled else None,
-        judged_on=verdict.get("judged_on", ""),
+        evaluated=verdict.get("judged_on", ""),
         judged_with=verdict.get("judged_with", ""),
         cosine_mean=_figure(metrics, "cosine", "mean"),
         cosine_p1=_figure(metrics, "cosine", "p1"),
@@ -197,7 +197,7 @@ def gallery(rows: Sequence[ReportRow], metrics: Mapping[str, Mapping[str, Any]])
         return None
     # The engine's own answers before those of a typed ONNX; then as the server chooses: one made for a kind of hardware
     # is also the narrower one.
-    best = min(shown, key=lambda row: (row.judged_on != "engine", Precision(row.precision).bits, row.row))
+    best = min(shown, key=lambda row: (row.evaluated != "engine", Precision(row.precision).bits, row.row))
     return Gallery(
         row=best.row,
         sku=best.sku,
@@ -214,17 +214,18 @@ def gallery(rows: Sequence[ReportRow], metrics: Mapping[str, Mapping[str, Any]])
 
 
 def comparable_speeds(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Speed, ...]]:
-    """row -> each engine's speed. It was timed in turn with its rung above only, so figures go down the ladder:
+    """row -> the speed of each of its engines.
 
-    an engine's are those of the rung above times the ratio. The generic profile, at the top, has its own.
+    An engine took turns with its baseline alone, so its figures are its baseline's times the ratio. The generic profile
+    has no baseline: its figures are as measured.
     """
 
     def of(row: Row, tower: str) -> Speed | None:
         speed = _of_towers(metrics.get(row.name, {})).get(tower)
         if speed is None:
             return None
-        above = rung_above(row, rows)
-        base = of(above, tower) if above is not None and speed.get("above") else None
+        baseline = baseline_row(row, rows)
+        base = of(baseline, tower) if baseline is not None and speed.get("baseline") else None
         ratio = speed.get("throughput_ratio")
         if base is None:
             return Speed(

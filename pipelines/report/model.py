@@ -28,7 +28,7 @@ class Speed:
     tower: str  # "model", or "text" and "image"
     items_per_s: float  # saturated
     latency_s: float  # of one item
-    throughput_ratio: float | None = None  # over the rung above
+    throughput_ratio: float | None = None  # over the baseline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ReportRow:
     remedy: str = ""  # what helps
     size_bytes: int | None = None  # of the engine
     build_s: float | None = None  # of its compilation
-    judged_on: str = ""  # "engine" or "typed-onnx"
+    evaluated: str = ""  # "engine" or "typed-onnx"
     judged_with: str = ""  # "onnxruntime 1.31.1"
     cosine_mean: float | None = None
     cosine_p1: float | None = None

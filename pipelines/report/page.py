@@ -97,10 +97,10 @@ def bars(model: ReportModel) -> tuple[Bar, ...]:
     groups: dict[tuple[str, str, float], list[str]] = {}
     for row in model.rows:
         if row.found is not None:
-            groups.setdefault((row.precision, row.judged_on, row.found), []).append(row.sku)
-    for (precision, judged_on, found), skus in groups.items():
+            groups.setdefault((row.precision, row.evaluated, row.found), []).append(row.sku)
+    for (precision, evaluated, found), skus in groups.items():
         name = skus[0] if len(skus) == 1 else f"{len(skus)} rows"
-        lines.append((name, judged_on.replace("typed-onnx", "typed ONNX"), precision, found))
+        lines.append((name, evaluated.replace("typed-onnx", "typed ONNX"), precision, found))
     return tuple(
         Bar(name=name, note=note, precision=precision, value=value, text=said(value), percent=round(100 * value, 2))
         for name, note, precision, value in lines
@@ -112,7 +112,7 @@ def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[Chec
     groups: dict[tuple[str, str, tuple[CheckLine, ...]], list[ReportRow]] = {}
     for row in model.rows:
         if row.checks:
-            groups.setdefault((row.precision, row.judged_on, row.checks), []).append(row)
+            groups.setdefault((row.precision, row.evaluated, row.checks), []).append(row)
     return [(tuple(rows), checks) for (_, _, checks), rows in groups.items()]
 
 

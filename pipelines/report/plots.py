@@ -63,7 +63,7 @@ def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
             series.setdefault(row.losses, []).append(row)
     if not series:
         return ""
-    ordered = sorted(series.items(), key=lambda item: (LADDER.index(item[1][0].precision), item[1][0].judged_on))
+    ordered = sorted(series.items(), key=lambda item: (LADDER.index(item[1][0].precision), item[1][0].evaluated))
     losses = [np.maximum(np.asarray(values), LEAST_LOSS) for values, _ in ordered]
     low, high = np.log10(LEAST_LOSS) - 0.15, max(np.log10(max(loss.max() for loss in losses)) + 0.2, -4)
     bins = np.logspace(low, high, 110)
@@ -166,7 +166,7 @@ def _label(axis: Any, marks: Sequence[Mark], widest: float) -> None:
 def _series_label(members: Sequence[ReportRow]) -> str:
     first = members[0]
     who = first.sku if len(members) == 1 else f"{len(members)} rows"
-    return f"{first.precision} · {first.judged_on.replace('typed-onnx', 'typed ONNX')} · {who}"
+    return f"{first.precision} · {first.evaluated.replace('typed-onnx', 'typed ONNX')} · {who}"
 
 
 def _pyplot() -> Any:

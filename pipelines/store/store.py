@@ -3,72 +3,38 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipelines.errors import StoreError
+from pipelines.store.files import canonical, file_digest, key_of, write_atomically
 
-CHUNK_BYTES = 1 << 20
 
-
-@dataclass(frozen=True, kw_only=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes in the store."""
 
     digest: str  # "sha256:" + 64 hex digits
     size_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What one step made, and everything its key was computed from."""
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step made, and everything its key was computed from: one file in steps/."""
 
-    key: str  # 64 hex digits over the ingredients
+    key: str  # 64 hex digits over the key's inputs
     stage: str
     subject: str
-    ingredients: Mapping[str, Any]
+    key_inputs: Mapping[str, Any] = msgspec.field(name="ingredients")
     outputs: Mapping[str, Blob]
     facts: Mapping[str, Any]
     duration_s: float
     peak_rss_bytes: int
-
-
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the form that is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def step_key(ingredients: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(ingredients)).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename: a reader sees the old bytes or the new ones, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 class Store:
@@ -148,6 +114,14 @@ class Store:
             return None
         return record
 
+    def records(self) -> list[Record]:
+        """Every record that can be read, whether or not its blobs are there."""
+        records = []
+        for path in sorted(self._steps.glob("*.json")):
+            with suppress(StoreError):
+                records.append(self._read(path))
+        return [record for record in records if record is not None]
+
     def write_record(self, record: Record) -> Record:
         """Record what a step made, and return what stands: the first complete record of a key is never replaced.
 
@@ -158,30 +132,30 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             standing = self.record(record.key)
             if standing is None:
-                write_atomically(self._steps / f"{record.key}.json", canonical(asdict(record)))
+                write_atomically(self._steps / f"{record.key}.json", canonical(msgspec.to_builtins(record)))
         self.point(standing or record)
         return standing or record
 
     # A step that is asked for again has another key: no record is ever removed, and a late writer of the attempt before
     # writes under a key that no longer counts.
 
-    def current(self, ingredients: Mapping[str, Any]) -> dict[str, Any]:
-        """The ingredients as they count now: with the number of the attempt, where the step was asked for again."""
+    def current(self, key_inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The key_inputs as they count now: with the number of the attempt, where the step was asked for again."""
         try:
-            attempt = int((self._attempts / step_key(ingredients)).read_text())
+            attempt = int((self._attempts / key_of(key_inputs)).read_text())
         except FileNotFoundError:
-            return dict(ingredients)
-        return {**ingredients, "attempt": attempt}
+            return dict(key_inputs)
+        return {**key_inputs, "attempt": attempt}
 
-    def ask_again(self, ingredients: Mapping[str, Any]) -> None:
+    def ask_again(self, key_inputs: Mapping[str, Any]) -> None:
         """Have a step made once more, though nothing changed; one that is still to be made is not asked for twice."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "records.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            now = self.current(ingredients)
-            if self.record(step_key(now)) is not None:
+            now = self.current(key_inputs)
+            if self.record(key_of(now)) is not None:
                 number = now.get("attempt", 0) + 1
-                write_atomically(self._attempts / step_key(ingredients), str(number).encode())
+                write_atomically(self._attempts / key_of(key_inputs), str(number).encode())
 
     def point(self, record: Record) -> None:
         """Make this the latest record of its subject: what `plan` compares with to say why a step is stale."""
@@ -198,13 +172,11 @@ class Store:
 
     def _read(self, path: Path) -> Record | None:
         try:
-            raw = json.loads(path.read_text())
+            return msgspec.json.decode(path.read_bytes(), type=Record)
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except msgspec.DecodeError as error:
             raise StoreError(f"{path} is not readable ({error}); remove it and run the build again") from error
-        raw["outputs"] = {name: Blob(**blob) for name, blob in raw["outputs"].items()}
-        return Record(**raw)
 
     @contextmanager
     def locked(self, *, wait: bool = False, shared: bool = False) -> Iterator[None]:

@@ -15,7 +15,7 @@ import pytest
 from pipelines.image import package
 from pipelines.image.package import Candidate
 from pipelines.matrix.values import Matrix, Row
-from pipelines.store.store import file_digest
+from pipelines.store.files import file_digest
 from serving.contract import manifest
 from serving.contract.profile import Precision
 from serving.errors import ManifestError

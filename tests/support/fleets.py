@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from msgspec import structs
 
 from pipelines.dagster.definitions import definitions
 from pipelines.dagster.lineage import Cell, lineage
 from pipelines.dagster.resources import Factory
 from pipelines.plan.graph import Ref
-from pipelines.plan.staleness import ingredients, inputs_of, states
-from pipelines.store.store import Blob, step_key
+from pipelines.plan.staleness import cache_key_inputs, inputs_of, states
+from pipelines.store.files import key_of
+from pipelines.store.store import Blob
 
 MATRIX = """
 schema_version: 1
@@ -80,9 +82,9 @@ class Fleet:
         (self.folder / "tiny-bert" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
 
     def remake(self, step_id: str, output: str) -> None:
-        """Record a step as made anew from its ingredients of now, with another file as this output."""
-        workshop = self.factory.workshop()
-        graph, store = workshop.graph(), workshop.store
+        """Record a step as made anew from its key_inputs of now, with another file as this output."""
+        project = self.factory.project()
+        graph, store = project.graph(), project.store
         found, step = states(graph, store), graph.steps[step_id]
 
         def now(ref: Ref) -> Blob | None:
@@ -90,12 +92,12 @@ class Fleet:
             return record.outputs.get(ref.output) if record else None
 
         inputs = inputs_of(step, now)
-        made_of = ingredients(step, {name: blob.digest for name, blob in inputs.items()})
+        key_inputs = cache_key_inputs(step, {name: blob.digest for name, blob in inputs.items()})
         latest = store.latest(step.stage, step.subject)
         assert latest is not None
         another = store.put_bytes(store.path(latest.outputs[output].digest).read_bytes() + b" ")
         outputs = {**latest.outputs, output: another}
-        store.write_record(replace(latest, key=step_key(made_of), ingredients=made_of, outputs=outputs))
+        store.write_record(structs.replace(latest, key=key_of(key_inputs), key_inputs=key_inputs, outputs=outputs))
 
     def cells(self) -> list[Cell]:
         return list(lineage(self.factory.graph()))

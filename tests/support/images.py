@@ -19,7 +19,8 @@ from pipelines.image import docker, oci, package, runtime
 from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Row
-from pipelines.store.store import Store, file_digest
+from pipelines.store.files import file_digest
+from pipelines.store.store import Store
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY
 from tests.support.published import MATRIX, VERSIONS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pipelines.matrix.values import Worker
 from pipelines.plan.graph import Graph
-from pipelines.plan.staleness import Staleness, ingredients, states
-from pipelines.store.store import Record, Store, step_key
+from pipelines.plan.staleness import Staleness, cache_key_inputs, states
+from pipelines.store.files import key_of
+from pipelines.store.store import Record, Store
 
 WORKER = Worker(
     cpu_arch="x86_64",
@@ -21,15 +22,15 @@ def built(plan: Graph, store: Store, without: tuple[str, ...] = ()) -> None:
     outputs: dict[str, Record] = {}
     for step in plan.steps.values():
         blobs = {name: outputs[ref.step].outputs[ref.output] for name, ref in step.inputs.items()}
-        made_of = ingredients(step, {name: blob.digest for name, blob in blobs.items()})
-        key = step_key(made_of)
+        key_inputs = cache_key_inputs(step, {name: blob.digest for name, blob in blobs.items()})
+        key = key_of(key_inputs)
         wanted = {ref.output for other in plan.steps.values() for ref in other.inputs.values() if ref.step == step.id}
         made = {name: store.put_bytes(f"{key} {name}".encode()) for name in wanted or {"verdict.json"}}
         outputs[step.id] = Record(
             key=key,
             stage=step.stage,
             subject=step.subject,
-            ingredients=made_of,
+            key_inputs=key_inputs,
             outputs=made,
             facts={},
             duration_s=1,

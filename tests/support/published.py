@@ -14,7 +14,7 @@ from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Row
 from pipelines.release.document import write_summary
-from pipelines.store.store import file_digest
+from pipelines.store.files import file_digest
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY
 

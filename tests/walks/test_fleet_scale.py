@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build.build_matrix import Workshop, build
+from pipelines.build.build_matrix import build
+from pipelines.build.project import Project
 from pipelines.build.result import BuildResult
 from pipelines.dagster.lineage import lineage, runtime_sources
 from pipelines.image.runtime import CONTAINERS
@@ -76,22 +77,20 @@ def matrix() -> str:
 class Plant:
     folder: Path
 
-    def workshop(self) -> Workshop:
-        return Workshop.open(
-            self.folder / "matrix.yaml", store=self.folder / "store", dist=self.folder / "dist", jobs=2
-        )
+    def project(self) -> Project:
+        return Project.open(self.folder / "matrix.yaml", store=self.folder / "store", dist=self.folder / "dist", jobs=2)
 
     def stale(self) -> set[str]:
-        workshop = self.workshop()
-        return {name for name, state in states(workshop.graph(), workshop.store).items() if state.record is None}
+        project = self.project()
+        return {name for name, state in states(project.graph(), project.store).items() if state.record is None}
 
     def build(self) -> BuildResult:
-        workshop = self.workshop()
-        return build(workshop, workshop.graph(), with_images=False)
+        project = self.project()
+        return build(project, project.graph(), with_images=False)
 
     def steps(self, *globs: str) -> set[str]:
         """All steps whose name matches one of the globs; a glob that matches none is a mistake of the test."""
-        names = list(self.workshop().graph().steps)
+        names = list(self.project().graph().steps)
         assert all(any(fnmatchcase(name, glob) for name in names) for glob in globs), globs
         return {name for name in names if any(fnmatchcase(name, glob) for glob in globs)}
 
@@ -112,9 +111,9 @@ def cold(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Plant:
     plant = Plant(folder=folder)
     result = plant.build()
     assert result.exit_code == 0
-    assert len(result.outcomes) > 200
-    assert sum(outcome.step.stage == "judge" for outcome in result.outcomes.values()) == 200
-    assert all(outcome.built for outcome in result.outcomes.values())
+    assert len(result.steps) > 200
+    assert sum(step.step.stage == "judge" for step in result.steps.values()) == 200
+    assert all(step.built for step in result.steps.values())
     return plant
 
 
@@ -143,7 +142,7 @@ def link(source: str, target: str) -> None:
 
 def test_a_second_build_builds_nothing(plant: Plant) -> None:
     result = plant.build()
-    assert [name for name, outcome in result.outcomes.items() if not outcome.reused] == []
+    assert [name for name, step in result.steps.items() if not step.reused] == []
     assert all(model.reused for model in result.models)
 
 
@@ -153,7 +152,7 @@ def test_other_bytes_of_a_model_rebuild_all_of_that_model_and_nothing_of_the_oth
     assert plant.stale() == expected
     assert len(expected) == 110
     result = plant.build()
-    assert {name for name, outcome in result.outcomes.items() if outcome.built} <= expected
+    assert {name for name, step in result.steps.items() if step.built} <= expected
     assert plant.stale() == set()
 
 
@@ -183,7 +182,7 @@ def test_a_threshold_judges_its_precision_again_and_builds_no_engine(plant: Plan
     expected = plant.steps("judge/*__fp16__*")
     assert plant.stale() == expected
     result = plant.build()
-    assert {name for name, outcome in result.outcomes.items() if outcome.built} == expected
+    assert {name for name, step in result.steps.items() if step.built} == expected
     assert len(expected) == 196
 
 
@@ -222,7 +221,7 @@ def test_another_base_image_makes_the_images_due_and_no_step(plant: Plant, tmp_p
     before = runtime_sources(("cpu",), containers)
     (containers / "images.lock").write_text("another base\n")
     assert before != runtime_sources(("cpu",), containers)
-    cells = lineage(plant.workshop().graph())
+    cells = lineage(plant.project().graph())
     assert {asset for (asset, _), made in cells.items() if "containers" in made.settings} == {"image"}
     assert plant.stale() == set()
 

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipelines import stage
-from pipelines.build.build_matrix import Workshop, build
+from pipelines.build.build_matrix import build
+from pipelines.build.project import Project
 from pipelines.build.result import BuildResult
 from pipelines.errors import CompileError, StoreError
 from pipelines.plan.staleness import Staleness, states
@@ -56,12 +57,12 @@ pipelines.onnx_graph.external_data.HEAVY_BYTES, pipelines.onnx_graph.external_da
 class Built:
     """A matrix and its store, and what one build of it did."""
 
-    workshop: Workshop
+    project: Project
     result: BuildResult
 
     @property
     def store(self) -> Store:
-        return self.workshop.store
+        return self.project.store
 
     def outputs(self, stage: str, subject: str) -> Mapping[str, Blob]:
         record = self.store.latest(stage, subject)
@@ -74,8 +75,8 @@ class Built:
 
 
 def run_build(folder: Path) -> Built:
-    workshop = Workshop.open(folder / "matrix.yaml", store=folder / "store", dist=folder / "dist")
-    return Built(workshop=workshop, result=build(workshop, workshop.graph(), with_images=False))
+    project = Project.open(folder / "matrix.yaml", store=folder / "store", dist=folder / "dist")
+    return Built(project=project, result=build(project, project.graph(), with_images=False))
 
 
 def prepare(folder: Path) -> Path:
@@ -151,8 +152,8 @@ def test_it_is_judged_as_the_same_model_in_one_file_is(large: Built, whole: Buil
 
 
 def test_nothing_is_built_again(large: Built, stages_with_a_low_limit: Path) -> None:
-    again = run_build(large.workshop.matrix.source.parent)
-    assert all(outcome.reused for outcome in again.result.outcomes.values())
+    again = run_build(large.project.matrix.source.parent)
+    assert all(step.reused for step in again.result.steps.values())
     assert all(model.reused for model in again.result.models)
 
 
@@ -179,7 +180,7 @@ def test_a_damaged_data_file_is_found_before_anything_opens_it(large: Built, tmp
 
 
 def test_a_changed_weight_changes_what_takes_it_and_says_so(large: Built, stages_with_a_low_limit: Path) -> None:
-    folder = large.workshop.matrix.source.parent
+    folder = large.project.matrix.source.parent
     path = folder / "model" / "model.safetensors"
     weights = load_file(path)
     before = path.read_bytes()
@@ -187,11 +188,11 @@ def test_a_changed_weight_changes_what_takes_it_and_says_so(large: Built, stages
     weights[name] = (weights[name] * np.float32(1.5)).astype(np.float32)
     save_file(weights, path, metadata={"format": "pt"})
     try:
-        workshop = Workshop.open(folder / "matrix.yaml", store=folder / "store", dist=folder / "dist")
-        graph = workshop.graph()
+        project = Project.open(folder / "matrix.yaml", store=folder / "store", dist=folder / "dist")
+        graph = project.graph()
         assert stale(states(graph, large.store)) >= {"export/tiny"}
         before_export = large.outputs("export", "tiny")
-        build(workshop, graph, with_images=False)
+        build(project, graph, with_images=False)
         after_export = large.outputs("export", "tiny")
     finally:
         path.write_bytes(before)
@@ -203,8 +204,8 @@ def test_a_changed_weight_changes_what_takes_it_and_says_so(large: Built, stages
     # The graph's own bytes are the same: only its data tells the quantize step that it has to run again.
     record = large.store.latest("quantize", "tiny__fp16")
     assert record is not None
-    assert record.ingredients["inputs"]["image.onnx"] == before_export["image.onnx"].digest
-    assert record.ingredients["inputs"]["image.onnx.data"] == after_export["image.onnx.data"].digest
+    assert record.key_inputs["inputs"]["image.onnx"] == before_export["image.onnx"].digest
+    assert record.key_inputs["inputs"]["image.onnx.data"] == after_export["image.onnx.data"].digest
 
 
 def stale(found: Mapping[str, Staleness]) -> set[str]:

@@ -220,9 +220,9 @@ def released(reference: str) -> bytes:
 
 
 def still_due(fleet: Fleet) -> Mapping[Cell, Due]:
-    workshop = fleet.factory.workshop()
-    graph = workshop.graph()
-    return due(graph, workshop.store, unpublished=fleet.factory.unpublished(graph))
+    project = fleet.factory.project()
+    graph = project.graph()
+    return due(graph, project.store, unpublished=fleet.factory.unpublished(graph))
 
 
 def test_a_worker_without_the_sku_it_is_to_serve_refuses_with_every_reason(tmp_path: Path, tiny_model: Path) -> None:

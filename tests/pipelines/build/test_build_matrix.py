@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build.build_matrix import Workshop
+from pipelines.build.project import Project
 from pipelines.errors import MatrixError
 
 BROKEN = sorted((Path(__file__).parents[1] / "matrix" / "broken_matrices").glob("*.yaml"))
@@ -15,5 +15,5 @@ BROKEN = sorted((Path(__file__).parents[1] / "matrix" / "broken_matrices").glob(
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
 def test_a_broken_matrix_leaves_neither_store_nor_dist(path: Path, tmp_path: Path) -> None:
     with pytest.raises(MatrixError):
-        Workshop.open(path, store=tmp_path / "store", dist=tmp_path / "dist")
+        Project.open(path, store=tmp_path / "store", dist=tmp_path / "dist")
     assert not list(tmp_path.iterdir())

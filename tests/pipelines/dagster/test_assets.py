@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines.build.build_matrix import Workshop
+from pipelines.build.project import Project
 from pipelines.dagster.assets import Partitions, factory_assets
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.source_assets import source_assets
@@ -102,8 +102,8 @@ def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipp
     factory = Factory(
         matrix=str(tmp_path / "matrix.yaml"), store=str(tmp_path / "store"), dist=str(tmp_path / "dist"), jobs=1
     )
-    workshop = Workshop.open(Path(factory.matrix), store=Path(factory.store))
-    steps = workshop.graph()
+    project = Project.open(Path(factory.matrix), store=Path(factory.store))
+    steps = project.graph()
     by_name = {asset.key.to_user_string(): asset for asset in factory_assets(steps)}
 
     def materialize(names: list[str], partition: str) -> dg.ExecuteInProcessResult:

@@ -56,8 +56,8 @@ def instance(fleet: Fleet) -> Iterator[dg.DagsterInstance]:
 
 
 def planned(fleet: Fleet) -> set[Cell]:
-    workshop = fleet.factory.workshop()
-    return set(due(workshop.graph(), workshop.store)) - UNMADE
+    project = fleet.factory.project()
+    return set(due(project.graph(), project.store)) - UNMADE
 
 
 def stale(fleet: Fleet, instance: dg.DagsterInstance) -> dict[Cell, str]:
@@ -184,8 +184,8 @@ def test_what_is_rebuilt_is_published_too_where_a_destination_is_set(
     fleet: Fleet, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publishing = replace(fleet, to="s3://models/prod")
-    workshop, unpublished = fleet.factory.workshop(), publishing.factory.unpublished(fleet.factory.graph())
-    found = due(workshop.graph(), workshop.store, unpublished=unpublished)
+    project, unpublished = fleet.factory.project(), publishing.factory.unpublished(fleet.factory.graph())
+    found = due(project.graph(), project.store, unpublished=unpublished)
     assert found == {PUBLICATION: Due(reasons={"publish/tiny: never published to s3://models/prod": Cause.UNPUBLISHED})}
     assert evaluated(new_toolchain, publishing, instance)[0] == set()
 
@@ -238,8 +238,8 @@ def test_what_a_toolchains_backfill_makes_anew_is_no_new_model_revision(
     cells, _, of_toolchain = evaluated(new_toolchain, fleet, instance)
     assert cells == set(fleet.cells()) - {PUBLICATION}
     fleet.remake("export/tiny", "model.onnx")
-    workshop = fleet.factory.workshop()
-    assert due(workshop.graph(), workshop.store)["engine", CPU].causes == {Cause.MODEL}
+    project = fleet.factory.project()
+    assert due(project.graph(), project.store)["engine", CPU].causes == {Cause.MODEL}
     assert evaluated(new_model_revision, fleet, instance, of_models)[0] == set()
     assert evaluated(new_toolchain, fleet, instance, of_toolchain)[0] == set()
 
@@ -304,7 +304,7 @@ def test_the_nightly_verification_reads_what_is_built_and_what_was_published(
     with registry(tmp_path) as host:
         to = Destination(to=f"oci://{host}/nightly/{{model}}")
         assert verified() == ([str(built)], "")
-        reference = last_published.publish(built, to, fleet.factory.workshop().store).reference
+        reference = last_published.publish(built, to, fleet.factory.project().store).reference
         assert verified() == ([str(built), reference], "")
 
         (engine, *_) = sorted((built / "rootfs").rglob("*"), key=lambda path: -path.stat().st_size)

@@ -24,19 +24,24 @@ def metrics(**changed: Any) -> dict[str, Any]:
         "batch_invariance": {"min_cosine": 0.99999},
         "retrieval": {"ndcg_at_10": 0.7, "drop": 0.0002, "drop_low": -0.001, "drop_high": 0.001},
         "realized_precision": {"fp16": 1.0},
-        "speed": {"items_per_s": 300.0, "above": {"items_per_s": 150.0}, "throughput_ratio": 2.0, "latency_ratio": 0.6},
+        "speed": {
+            "items_per_s": 300.0,
+            "baseline": {"items_per_s": 150.0},
+            "throughput_ratio": 2.0,
+            "latency_ratio": 0.6,
+        },
     }
     for name, value in changed.items():
         good[name] = {**good[name], **value} if isinstance(value, dict) and isinstance(good[name], dict) else value
     return good
 
 
-def judge(found: dict[str, Any], thresholds: Thresholds = FP16, judged_on: str = "engine") -> Verdict:
+def judge(found: dict[str, Any], thresholds: Thresholds = FP16, evaluated: str = "engine") -> Verdict:
     verdict = gate.judge(
         found,
         thresholds,
         row="m__cpu__fp16__tp1",
-        judged_on=judged_on,
+        evaluated=evaluated,
         digests={"metrics.json": "sha256:1", "engine": "sha256:2"},
     )
     assert len(verdict.checks) == 8, "each threshold is accounted for, whatever was measured"
@@ -68,8 +73,8 @@ def test_an_engine_that_reaches_every_threshold_passes():
             {"realized_precision": {"fp16": 0.2, "fp32": 0.8}},
             "only 20% of the matrix products run in fp16, 90% is asked",
         ),
-        ({"speed": {"throughput_ratio": 1.01}}, "throughput over the rung above 1.01 is below 1.3"),
-        ({"speed": {"latency_ratio": 1.2}}, "time of one short query over the rung above 1.2 is above 1.05"),
+        ({"speed": {"throughput_ratio": 1.01}}, "throughput over the baseline 1.01 is below 1.3"),
+        ({"speed": {"latency_ratio": 1.2}}, "time of one short query over the baseline 1.2 is above 1.05"),
     ],
 )
 def test_a_figure_beyond_its_threshold_fails_with_its_reason_and_a_remedy(changed: dict[str, Any], words: str):
@@ -127,14 +132,14 @@ def test_a_threshold_that_is_not_set_is_not_judged_and_says_so():
 def test_speed_is_not_judged_where_the_engine_does_not_run_here():
     found = metrics()
     del found["speed"]
-    verdict = judge(found, judged_on="typed-onnx")
+    verdict = judge(found, evaluated="typed-onnx")
     assert verdict.passed
-    assert verdict.judged_on == "typed-onnx"
+    assert verdict.evaluated == "typed-onnx"
     assert "this SKU's engine does not run on this machine" in the(verdict, "speed_ratio").why
 
 
-def test_speed_is_not_judged_where_there_is_no_rung_above():
-    verdict = judge(metrics(speed={"above": None}))
+def test_speed_is_not_judged_where_there_is_no_baseline():
+    verdict = judge(metrics(speed={"baseline": None}))
     assert verdict.passed
     assert "nothing to beat" in the(verdict, "latency_ratio").why
 
@@ -172,7 +177,7 @@ CLIP = {
 
 def judged(found: dict[str, Any]) -> Verdict:
     thresholds = DEFAULT_GATES[found["task"]][Precision.FP16]
-    return gate.judge(found, thresholds, row="m__l4__fp16__tp1", judged_on="typed-onnx", digests={})
+    return gate.judge(found, thresholds, row="m__l4__fp16__tp1", evaluated="typed-onnx", digests={})
 
 
 @pytest.mark.parametrize("good", [RERANK, CLIP], ids=["rerank", "clip"])

@@ -16,7 +16,7 @@ from pipelines.image import package
 from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Matrix, Model, Row
-from pipelines.store.store import file_digest
+from pipelines.store.files import file_digest
 from serving.contract import manifest
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY

@@ -71,7 +71,7 @@ def run_stage(
     folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
     (folder / "out").mkdir(parents=True)
     given = {**inputs, **{name: write(folder / name, data) for name, data in replaced.items()}}
-    params = {"task": "embed", "precision": "fp32", "judged_on": "engine", "backend": "onnxruntime", **changed}
+    params = {"task": "embed", "precision": "fp32", "evaluated": "engine", "backend": "onnxruntime", **changed}
     request = StageRequest(stage="measure", subject="a test", params=params, inputs=given, output_dir=folder / "out")
     return stage.run(request)
 
@@ -84,7 +84,7 @@ def write(path: Path, data: bytes) -> Path:
 
 def judge(metrics: dict[str, Any], precision: str) -> gate.Verdict:
     thresholds = DEFAULT_GATES["embed"][Precision(precision)]
-    return gate.judge(metrics, thresholds, row="a row", judged_on=metrics["judged_on"], digests={})
+    return gate.judge(metrics, thresholds, row="a row", evaluated=metrics["evaluated"], digests={})
 
 
 def bf16_product(left: str = "weight") -> bytes:
@@ -136,22 +136,23 @@ def test_an_engine_that_lets_padding_into_its_vectors_fails_on_batch_invariance(
     assert "batch_invariance" in {check.name for check in judge(metrics, "fp32").checks if check.passed is False}
 
 
-def test_an_openvino_engine_is_timed_in_turn_with_the_rung_above(measured: Measure, tiny: Tiny):
-    above = {"backend": "onnxruntime", "precision": "fp32"}
-    metrics = measured({"backend": "openvino", "speed": True, "above": above}, engine=tiny.blob, above=tiny.onnx)
+def test_an_openvino_engine_is_timed_in_turn_with_its_baseline(measured: Measure, tiny: Tiny):
+    baseline = {"backend": "onnxruntime", "precision": "fp32"}
+    changed = {"backend": "openvino", "speed": True, "baseline": baseline}
+    metrics = measured(changed, engine=tiny.blob, baseline=tiny.onnx)
     found = metrics["speed"]
     assert found["shape"] == [8, 32], "the largest that this engine takes"
     assert found["items_per_s"] > 0
     assert found["latency_s"] > 0
-    ratio = found["items_per_s"] / found["above"]["items_per_s"]
+    ratio = found["items_per_s"] / found["baseline"]["items_per_s"]
     assert found["throughput_ratio"] == pytest.approx(ratio, rel=0.01)
     assert metrics["realized_precision"]
     assert metrics["judged_with"].startswith("openvino ")
 
 
-def test_without_a_rung_above_the_speed_is_recorded_and_not_compared(measured: Measure):
+def test_without_a_baseline_the_speed_is_recorded_and_not_compared(measured: Measure):
     found = measured({"speed": True})["speed"]
-    assert found["above"] is None
+    assert found["baseline"] is None
     assert "throughput_ratio" not in found
 
 
@@ -164,7 +165,7 @@ def test_engines_take_turns_so_that_a_busy_machine_slows_all_alike():
 
 
 def test_a_typed_onnx_gives_the_same_metrics_at_every_run(measured: Measure):
-    assert measured({"judged_on": "typed-onnx"}) == measured({"judged_on": "typed-onnx"})
+    assert measured({"evaluated": "typed-onnx"}) == measured({"evaluated": "typed-onnx"})
 
 
 def test_an_fp8_graph_is_judged_on_this_cpu(measured: Measure, tiny: Tiny, tmp_path: Path):
@@ -174,7 +175,7 @@ def test_an_fp8_graph_is_judged_on_this_cpu(measured: Measure, tiny: Tiny, tmp_p
     items = Encoder(tiny.tokenizer, spec).encode(tiny.golden.texts, truncate="END")
     vectors = rows(backend.infer, spec.towers[0], items)
     metrics = measured(
-        {"judged_on": "typed-onnx", "precision": "fp8"},
+        {"evaluated": "typed-onnx", "precision": "fp8"},
         **{
             "engine": fp8,
             "fp32.onnx": fp32,
@@ -187,7 +188,7 @@ def test_an_fp8_graph_is_judged_on_this_cpu(measured: Measure, tiny: Tiny, tmp_p
 
 
 def test_a_recorded_reference_gives_what_running_it_gives(measured: Measure, inputs: dict[str, Path], tmp_path: Path):
-    recorded = run_stage(tmp_path, inputs, {"judged_on": "reference"}, {}).outputs["reference.json"].read_bytes()
+    recorded = run_stage(tmp_path, inputs, {"evaluated": "reference"}, {}).outputs["reference.json"].read_bytes()
     engine = make_tiny(1).onnx
     assert measured(engine=engine)["retrieval"] == measured(engine=engine, **{"reference.json": recorded})["retrieval"]
 

@@ -17,7 +17,8 @@ from pipelines.plan import remeasure
 from pipelines.plan.graph import Graph
 from pipelines.plan.layout import graph
 from pipelines.plan.staleness import FORCED, Cause, states
-from pipelines.store.store import Record, Store, step_key
+from pipelines.store.files import key_of
+from pipelines.store.store import Record, Store
 from tests.support.fleets import CPU, H100, L40S, Fleet
 from tests.support.plans import WORKER, built, stale, words
 from tests.support.services import ROOT
@@ -31,12 +32,12 @@ def planned(tmp_path: Path, tiny_model: Path) -> Graph:
     return graph(matrix, matrix.rows, WORKER)
 
 
-def record(made_by: str, ingredients: dict[str, object], store: Store) -> Record:
+def record(made_by: str, key_inputs: dict[str, object], store: Store) -> Record:
     return Record(
-        key=step_key(ingredients),
+        key=key_of(key_inputs),
         stage="measure",
         subject="s",
-        ingredients=ingredients,
+        key_inputs=key_inputs,
         outputs={"metrics.json": store.put_bytes(made_by.encode())},
         facts={},
         duration_s=0,
@@ -72,9 +73,9 @@ def test_a_plan_says_that_it_is_asked_for_and_asks_for_nothing_itself(planned: G
 def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Graph, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     built(planned, store)
-    made_of = dict(states(planned, store)[STEP].record.ingredients)  # type: ignore[union-attr]
-    store.ask_again(made_of)
-    store.ask_again(made_of)  # asked twice before it ran: it runs once
+    key_inputs = dict(states(planned, store)[STEP].record.key_inputs)  # type: ignore[union-attr]
+    store.ask_again(key_inputs)
+    store.ask_again(key_inputs)  # asked twice before it ran: it runs once
     assert words(states(planned, store)[STEP]) == [FORCED]
     assert {cell: found.causes for cell, found in due(planned, store).items()} == {
         ("verdict", CPU): {Cause.FORCED},
@@ -82,17 +83,17 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
         ("image", "tiny"): {Cause.FORCED},
         ("publication", "tiny"): {Cause.FORCED},
     }
-    store.write_record(record("again", store.current(made_of), store))
+    store.write_record(record("again", store.current(key_inputs), store))
     assert states(planned, store)[STEP].record is not None
 
 
 def test_who_measures_late_cannot_bring_the_attempt_before_back(tmp_path: Path) -> None:
-    store, made_of = Store(tmp_path), {"stage": "measure", "params": {"row": 1}}
-    first = store.write_record(record("busy", store.current(made_of), store))
-    store.ask_again(made_of)
-    second = store.write_record(record("idle", store.current(made_of), store))
-    store.write_record(record("late", made_of, store))
-    assert store.record(step_key(store.current(made_of))) == second
+    store, key_inputs = Store(tmp_path), {"stage": "measure", "params": {"row": 1}}
+    first = store.write_record(record("busy", store.current(key_inputs), store))
+    store.ask_again(key_inputs)
+    second = store.write_record(record("idle", store.current(key_inputs), store))
+    store.write_record(record("late", key_inputs, store))
+    assert store.record(key_of(store.current(key_inputs))) == second
     assert store.record(first.key) == first  # and nothing of what was is lost
 
 

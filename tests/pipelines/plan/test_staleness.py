@@ -11,8 +11,8 @@ from pipelines.gate.thresholds import Thresholds
 from pipelines.matrix import load as matrices
 from pipelines.matrix.values import Matrix
 from pipelines.plan.graph import Graph, Ref, Step
-from pipelines.plan.layout import graph, rung_above, target_of
-from pipelines.plan.staleness import Cause, changes, ingredients, state_of, states
+from pipelines.plan.layout import baseline_row, graph, target_of
+from pipelines.plan.staleness import Cause, cache_key_inputs, changes, state_of, states
 from pipelines.store.store import Store
 from serving.contract.profile import Precision
 from tests.support.plans import WORKER, built, stale, words
@@ -119,7 +119,7 @@ def test_a_step_whose_input_is_stale_waits_for_it(demo_graph: Graph, tmp_path: P
 
 def test_no_path_of_this_machine_enters_a_key(demo_graph: Graph) -> None:
     for step in demo_graph.steps.values():
-        assert str(MATRIX.parent) not in str(ingredients(step, {}))
+        assert str(MATRIX.parent) not in str(cache_key_inputs(step, {}))
 
 
 def test_a_closure_holds_a_step_and_what_it_takes_from(demo_graph: Graph) -> None:
@@ -129,15 +129,15 @@ def test_a_closure_holds_a_step_and_what_it_takes_from(demo_graph: Graph) -> Non
     assert len(small.steps) < len(demo_graph.steps)
 
 
-def test_a_lower_precision_is_compared_with_the_rung_above_on_its_own_sku(demo: Matrix) -> None:
+def test_a_lower_precision_is_compared_with_a_baseline_on_its_own_sku(demo: Matrix) -> None:
     bf16 = next(r for r in demo.rows if r.sku.name == "cpu-avx512-bf16" and r.precision is Precision.BF16)
-    above = rung_above(bf16, demo.rows)
-    assert above is not None
-    assert (above.sku.name, above.precision) == ("cpu-avx512-bf16", Precision.FP32)
-    generic = rung_above(above, demo.rows)
+    baseline = baseline_row(bf16, demo.rows)
+    assert baseline is not None
+    assert (baseline.sku.name, baseline.precision) == ("cpu-avx512-bf16", Precision.FP32)
+    generic = baseline_row(baseline, demo.rows)
     assert generic is not None
     assert generic.sku.name == "cpu-x86-64"
-    assert rung_above(generic, demo.rows) is None
+    assert baseline_row(generic, demo.rows) is None
 
 
 def test_a_target_names_what_the_compiler_is_told(demo: Matrix) -> None:
@@ -197,8 +197,8 @@ def test_a_gpu_row_is_measured_on_its_engine_where_that_gpu_is(demo: Matrix) -> 
     assert ours is not None
     assert theirs is not None
     here, elsewhere = steps[ours.step], steps[theirs.step]
-    assert (here.params["judged_on"], here.params["backend"], here.params["speed"]) == ("engine", "tensorrt-rtx", True)
+    assert (here.params["evaluated"], here.params["backend"], here.params["speed"]) == ("engine", "tensorrt-rtx", True)
     assert here.inputs["engine"] == plans["all-minilm-l6-v2__l40s__fp8__tp1"].engine
-    assert "fp16" in here.inputs["above"].step
+    assert "fp16" in here.inputs["baseline"].step
     assert here.exclusive
-    assert elsewhere.params["judged_on"] == "typed-onnx"
+    assert elsewhere.params["evaluated"] == "typed-onnx"

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build.build_matrix import Workshop, build
+from pipelines.build.build_matrix import build
+from pipelines.build.project import Project
 from pipelines.cli.plan_view import View, as_json
 from pipelines.dagster.lineage import due, lineage, toolchains
 from pipelines.matrix.values import Worker
-from pipelines.plan import this_machine, workers
+from pipelines.plan import workers
 from pipelines.plan.staleness import states
-from pipelines.plan.workers import FOLDER, Facts, builders, registered
+from pipelines.plan.workers import FOLDER, WorkerSpec, builders, registered
 from pipelines.store.store import Store
 from tests.support.fleets import CPU, H100, L40S, MATRIX, Fleet, new_release
 from tests.support.plans import HERE, built
@@ -26,9 +27,9 @@ WITH_L40S = replace(HERE, gpu_pci_ids=("26b9",))
 AVX2 = "tiny__cpu-avx2__fp32__tp1"
 
 
-def facts(machine: Worker, *serves: str, **versions: str) -> Facts:
+def spec(machine: Worker, *serves: str, **versions: str) -> WorkerSpec:
     """A worker like this machine, but for its hardware and some versions."""
-    ours = workers.here(machine, serves)
+    ours = workers.spec_here(machine, serves)
     return replace(ours, versions={**ours.versions, **{k.replace("_", "-"): v for k, v in versions.items()}})
 
 
@@ -37,12 +38,12 @@ def fleet(tmp_path: Path, tiny_model: Path) -> Fleet:
     return Fleet.at(tmp_path / "fleet", tiny_model)
 
 
-def workshop(fleet: Fleet, machine: Worker = HERE, dist: str = "dist") -> Workshop:
-    opened = Workshop.open(fleet.folder / "matrix.yaml", store=fleet.folder / "store", dist=fleet.folder / dist)
+def project(fleet: Fleet, machine: Worker = HERE, dist: str = "dist") -> Project:
+    opened = Project.open(fleet.folder / "matrix.yaml", store=fleet.folder / "store", dist=fleet.folder / dist)
     return replace(opened, worker=machine)
 
 
-def rows_of(shop: Workshop) -> dict[str, dict[str, object]]:
+def rows_of(shop: Project) -> dict[str, dict[str, object]]:
     graph = shop.graph()
     view = View.of(graph, states(graph, shop.store), shop.store, jobs=2, memory_bytes=2**40)
     return {row["row"]: row for row in as_json(view)["rows"]}
@@ -51,15 +52,15 @@ def rows_of(shop: Workshop) -> dict[str, dict[str, object]]:
 def test_equal_workers_have_one_registration_and_the_newest_comes_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert registered(store) == ()
-    for what in (facts(WITH_H100, "h100"), facts(WITH_L40S, "l40s"), facts(WITH_H100, "h100")):
+    for what in (spec(WITH_H100, "h100"), spec(WITH_L40S, "l40s"), spec(WITH_H100, "h100")):
         workers.register(store, what)
-    assert [one.facts.serves for one in registered(store)] == [("h100",), ("l40s",)]
-    assert registered(store)[0].facts == facts(WITH_H100, "h100")
+    assert [one.spec.skus for one in registered(store)] == [("h100",), ("l40s",)]
+    assert registered(store)[0].spec == spec(WITH_H100, "h100")
 
 
 def test_a_registration_that_is_damaged_or_not_what_its_name_says_counts_for_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    workers.register(store, facts(WITH_H100, "h100"))
+    workers.register(store, spec(WITH_H100, "h100"))
     (path,) = (tmp_path / FOLDER).iterdir()
     text = path.read_text()
     (tmp_path / FOLDER / f"{'0' * 64}.json").write_text(text)
@@ -70,24 +71,24 @@ def test_a_registration_that_is_damaged_or_not_what_its_name_says_counts_for_not
 
 
 def test_a_row_is_the_newest_workers_that_serves_it_and_has_its_gpu(fleet: Fleet) -> None:
-    rows, store = workshop(fleet).matrix.rows, Store(fleet.folder / "store")
+    rows, store = project(fleet).matrix.rows, Store(fleet.folder / "store")
     for what in (
-        facts(WITH_H100, "h100", tensorrt="11.0"),
-        facts(WITH_H100, "h100", tensorrt="11.1"),
-        facts(WITH_H100, "l40s", tensorrt="11.2"),  # it has the GPU, but serves another SKU
-        facts(HERE, "h100", tensorrt="11.3"),  # it says that it serves it, and has none
-        facts(HERE, "l40s"),  # compiles ahead of time, as this machine can
+        spec(WITH_H100, "h100", tensorrt="11.0"),
+        spec(WITH_H100, "h100", tensorrt="11.1"),
+        spec(WITH_H100, "l40s", tensorrt="11.2"),  # it has the GPU, but serves another SKU
+        spec(HERE, "h100", tensorrt="11.3"),  # it says that it serves it, and has none
+        spec(HERE, "l40s"),  # compiles ahead of time, as this machine can
     ):
         workers.register(store, what)
     found = builders(rows, HERE, registered(store))
-    assert {name: one.facts.versions["tensorrt"] for name, one in found.items()} == {H100: "11.1"}
+    assert {name: one.spec.versions["tensorrt"] for name, one in found.items()} == {H100: "11.1"}
     assert builders(rows, WITH_H100, registered(store)) == {}
 
 
 def test_a_row_that_a_worker_can_build_says_so_until_it_has(fleet: Fleet) -> None:
-    shop = workshop(fleet)
+    shop = project(fleet)
     assert rows_of(shop)[H100]["refusal"] == "needs a worker with h100"
-    workers.register(shop.store, facts(WITH_H100, "h100", tensorrt="11.0"))
+    workers.register(shop.store, spec(WITH_H100, "h100", tensorrt="11.0"))
     (known,) = registered(shop.store)
     row = rows_of(shop)[H100]
     assert row["plan"] == "skip"
@@ -98,18 +99,18 @@ def test_a_row_that_a_worker_can_build_says_so_until_it_has(fleet: Fleet) -> Non
 
 
 def test_the_worker_itself_plans_the_very_steps_that_others_plan_for_it(fleet: Fleet) -> None:
-    shop = workshop(fleet)
-    workers.register(shop.store, facts(WITH_H100, "h100"))
-    built(workshop(fleet, WITH_H100).graph([H100]), shop.store)
+    shop = project(fleet)
+    workers.register(shop.store, spec(WITH_H100, "h100"))
+    built(project(fleet, WITH_H100).graph([H100]), shop.store)
     assert rows_of(shop)[H100]["plan"] == "reuse"
 
 
 def test_an_upgraded_worker_makes_its_rows_due_and_says_which_version_is_new(fleet: Fleet) -> None:
-    shop = workshop(fleet)
-    workers.register(shop.store, facts(WITH_H100, "h100", tensorrt="11.0"))
+    shop = project(fleet)
+    workers.register(shop.store, spec(WITH_H100, "h100", tensorrt="11.0"))
     built(shop.graph(), shop.store)
     assert due(shop.graph(), shop.store) == {}
-    workers.register(shop.store, facts(WITH_H100, "h100", tensorrt="11.1"))
+    workers.register(shop.store, spec(WITH_H100, "h100", tensorrt="11.1"))
     why = "compile/tiny__fp16__tensorrt-sm90__tp1: toolchain.tensorrt: 11.0 -> 11.1"
     assert str(rows_of(shop)[H100]["refusal"]).endswith("; toolchain.tensorrt: 11.0 -> 11.1")
     stale = due(shop.graph(), shop.store)
@@ -119,8 +120,8 @@ def test_an_upgraded_worker_makes_its_rows_due_and_says_which_version_is_new(fle
 
 
 def test_a_worker_with_other_exporters_is_named_with_the_remedy(fleet: Fleet) -> None:
-    shop = workshop(fleet)
-    workers.register(shop.store, facts(WITH_H100, "h100", torch="1.0"))
+    shop = project(fleet)
+    workers.register(shop.store, spec(WITH_H100, "h100", torch="1.0"))
     assert "torch 1.0 there, " in str(rows_of(shop)[H100]["refusal"])
     assert "install the same versions" in str(rows_of(shop)[H100]["refusal"])
 
@@ -131,9 +132,9 @@ def test_two_workers_with_other_versions_of_one_compiler_each_have_their_own_ste
     )
     fleet.edit("  l40s:\n", f"{h200}\n     precisions: [fp16], compiler: tensorrt}}\n  l40s:\n")
     fleet.edit("skus: [h100, l40s]", "skus: [h100, h200, l40s]")
-    shop = workshop(fleet)
-    workers.register(shop.store, facts(WITH_H100, "h100", tensorrt="11.0"))
-    workers.register(shop.store, facts(replace(WITH_H100, gpu_pci_ids=("2335",)), "h200", tensorrt="11.1"))
+    shop = project(fleet)
+    workers.register(shop.store, spec(WITH_H100, "h100", tensorrt="11.0"))
+    workers.register(shop.store, spec(replace(WITH_H100, gpu_pci_ids=("2335",)), "h200", tensorrt="11.1"))
     graph = shop.graph()
     compiled = {
         plan.row.sku.name: graph.steps[plan.engine.step].toolchain for plan in graph.rows if plan.engine is not None
@@ -142,19 +143,19 @@ def test_two_workers_with_other_versions_of_one_compiler_each_have_their_own_ste
 
 
 def test_a_worker_that_is_gone_makes_no_row_unbuildable_that_this_machine_can_build(fleet: Fleet) -> None:
-    shop = workshop(fleet)
+    shop = project(fleet)
     before = rows_of(shop)[L40S]
-    workers.register(shop.store, facts(WITH_L40S, "l40s"))
+    workers.register(shop.store, spec(WITH_L40S, "l40s"))
     assert rows_of(shop)[L40S] == before
     assert before["worker"] == "here"
-    on_gpu = workshop(fleet, WITH_L40S).graph([L40S])
+    on_gpu = project(fleet, WITH_L40S).graph([L40S])
     built(on_gpu, shop.store)
     assert (
         rows_of(shop)[L40S]["plan"] == "reuse"
     )  # judged on its engine, on its GPU: better than what can be judged here
     (plan,) = shop.graph([L40S]).rows
     assert plan.metrics is not None
-    assert shop.graph().steps[plan.metrics.step].params["judged_on"] == "engine"
+    assert shop.graph().steps[plan.metrics.step].params["evaluated"] == "engine"
 
 
 def test_a_worker_registers_before_it_takes_anything_from_a_queue(fleet: Fleet, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_a_worker_registers_before_it_takes_anything_from_a_queue(fleet: Fleet, 
     with started([*command, *places], tmp_path / "log", {**os.environ, **environ}):
         until("it registers", lambda: len(registered(store)) == 1, 60, tmp_path / "log")
     (known,) = registered(store)
-    assert known.facts == workers.here(this_machine.here(), ["l40s"])
+    assert known.spec == workers.spec_here(workers.this_machine(), ["l40s"])
 
 
 @pytest.mark.slow
@@ -190,18 +191,18 @@ def test_a_manifest_packaged_without_the_hardware_is_the_one_packaged_with_it(
         "{fp16: {min_realized_precision: 0.1}}", "{fp32: {min_speed_ratio: null, max_latency_ratio: null}}"
     )
     fleet = Fleet.at(tmp_path / "fleet", tiny_model, text)
-    able = this_machine.here()
-    with_it = workshop(fleet, able, "with")
-    workers.register(with_it.store, workers.here(able, ["cpu-avx2"]))
+    able = workers.this_machine()
+    with_it = project(fleet, able, "with")
+    workers.register(with_it.store, workers.spec_here(able, ["cpu-avx2"]))
     assert build(with_it, with_it.graph([AVX2]), with_images=False).exit_code == 0
 
     with monkeypatch.context() as elsewhere:
         elsewhere.syspath_prepend(new_release(tmp_path / "site", "openvino", "9999.1"))
-        packager = workshop(fleet, replace(able, cpu_features=frozenset(), compilers=frozenset({"onnx"})), "without")
+        packager = project(fleet, replace(able, cpu_features=frozenset(), compilers=frozenset({"onnx"})), "without")
         made = build(packager, packager.graph(), with_images=False)
         assert made.exit_code == 0
         assert made.models[0].shipped == (AVX2, CPU)
-        assert not any("avx2" in name and outcome.built for name, outcome in made.outcomes.items())
+        assert not any("avx2" in name and step.built for name, step in made.steps.items())
 
     assert build(with_it, with_it.graph(), with_images=False).models[0].shipped == (AVX2, CPU)
     manifests = [(fleet.folder / dist / "tiny" / "model_manifest.yaml").read_bytes() for dist in ("with", "without")]

@@ -172,7 +172,7 @@ def test_a_release_published_while_garbage_is_sought_makes_the_collector_look_ag
 
     proxy.before = publish_meanwhile
     said = list[str]()
-    gc.collect(place, keep=1, grace=GRACE, say=said.append, now=later(8))
+    gc.collect(place, keep=1, grace=GRACE, log=said.append, now=later(8))
     assert said == ["somebody published meanwhile: looking again"]
     assert current(url, servers.KEYS, place) == "1.2.0"
     assert engine(second) not in keys(place)

@@ -204,7 +204,7 @@ def test_a_large_model_loses_no_more_than_by_model_optimizer(
 
 
 def cosine(run_stage: Callable[..., Any], files: Mapping[str, Path], typed: Mapping[str, Path]) -> float:
-    params = {"task": "embed", "precision": "fp8", "judged_on": "typed-onnx", "backend": "onnxruntime"}
+    params = {"task": "embed", "precision": "fp8", "evaluated": "typed-onnx", "backend": "onnxruntime"}
     names = ("tokenizer.json", "task.json", "golden.json", "texts.json")
     inputs = {**{name: files[name] for name in names}, "engine": typed["model.onnx"], "fp32.onnx": files["model.onnx"]}
     metrics = json.loads(run_stage("measure", params, inputs).outputs["metrics.json"].read_bytes())

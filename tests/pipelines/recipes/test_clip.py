@@ -56,7 +56,7 @@ def measured(base: Path, exported: Mapping[str, Path], tmp_path: Path) -> Callab
         params = {
             "task": "clip",
             "precision": "fp32",
-            "judged_on": "engine",
+            "evaluated": "engine",
             "backend": "onnxruntime",
             "pictures": "pictures",
             "source_base": str(base),
@@ -232,7 +232,7 @@ def test_a_recorded_reference_gives_what_running_it_gives(
     measured: Callable[..., dict[str, Any]], exported: Mapping[str, Path], tmp_path: Path
 ):
     recorded = tmp_path / "reference.json"
-    recorded.write_text(json.dumps(measured({"judged_on": "reference"})))
+    recorded.write_text(json.dumps(measured({"evaluated": "reference"})))
     assert measured(reference__json=recorded)["zero_shot"] == measured()["zero_shot"]
 
 
@@ -246,8 +246,8 @@ def test_a_reference_of_other_pictures_is_refused(measured: Callable[..., dict[s
 def test_both_engines_are_timed_in_turn_with_those_above(
     measured: Callable[..., dict[str, Any]], exported: Mapping[str, Path]
 ):
-    above = {f"above__{tower}": exported[f"{tower}.onnx"] for tower in TOWERS}
-    found = measured({"speed": True, "above": {"backend": "onnxruntime", "precision": "fp32"}}, **above)["speed"]
+    baseline = {f"baseline__{tower}": exported[f"{tower}.onnx"] for tower in TOWERS}
+    found = measured({"speed": True, "baseline": {"backend": "onnxruntime", "precision": "fp32"}}, **baseline)["speed"]
     assert found["towers"].keys() == set(TOWERS)
     assert found["towers"]["image"]["shape"] == [6, 3, SIDE, SIDE], "as many pictures as the engine takes"
     assert found["throughput_ratio"] == min(tower["throughput_ratio"] for tower in found["towers"].values())
@@ -263,7 +263,7 @@ def test_both_towers_are_written_in_fp16_and_compiled(
     files = {name: exported[name] for name in ("tokenizer.json", "task.json")}
     typed = run("quantize", {"task": "clip", "precision": "fp16"}, {**graphs, **files}, tmp_path / "quantize").outputs
     metrics = measured(
-        {"precision": "fp16", "judged_on": "typed-onnx"}, **{f"engine__{t}": typed[f"{t}.onnx"] for t in TOWERS}
+        {"precision": "fp16", "evaluated": "typed-onnx"}, **{f"engine__{t}": typed[f"{t}.onnx"] for t in TOWERS}
     )
     assert metrics["realized_precision"] == {"fp16": 1.0}
     assert 0.999 < metrics["cosine"]["min"] < 1

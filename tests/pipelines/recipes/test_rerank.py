@@ -369,12 +369,12 @@ def measured(inputs: dict[str, Path], tmp_path: Path) -> Measure:
 def run_measure(tmp_path: Path, inputs: Mapping[str, Path], changed: Mapping[str, Any]) -> StageResult:
     folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
-    params = {"task": "rerank", "precision": "fp32", "judged_on": "engine", "backend": "onnxruntime", **changed}
+    params = {"task": "rerank", "precision": "fp32", "evaluated": "engine", "backend": "onnxruntime", **changed}
     return stage.run(StageRequest(stage="measure", subject="a test", params=params, inputs=inputs, output_dir=folder))
 
 
 def judged(metrics: Mapping[str, Any], precision: Precision = Precision.FP32) -> judge.Verdict:
-    return judge.judge(metrics, DEFAULT_GATES["rerank"][precision], row="a row", judged_on="engine", digests={})
+    return judge.judge(metrics, DEFAULT_GATES["rerank"][precision], row="a row", evaluated="engine", digests={})
 
 
 def with_noise(path: Path, target: Path, amount: float) -> Path:
@@ -446,7 +446,7 @@ def test_padding_that_leaks_into_a_score_fails_batch_invariance(
 def test_a_recorded_reference_gives_what_running_it_gives(
     measured: Measure, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    recorded = run_measure(tmp_path, inputs, {"judged_on": "reference"}).outputs["reference.json"]
+    recorded = run_measure(tmp_path, inputs, {"evaluated": "reference"}).outputs["reference.json"]
     other = with_noise(inputs["engine"], tmp_path / "other.onnx", 0.1)
     found = measured(engine=other, **{"reference.json": recorded})["retrieval"]
     assert found == measured(engine=other)["retrieval"]

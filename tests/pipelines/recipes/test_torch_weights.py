@@ -9,7 +9,7 @@ import pytest
 from pipelines.errors import ExportError
 from pipelines.onnx_graph import external_data
 from pipelines.recipes import clip_towers, torch_weights, transformer
-from pipelines.store.store import file_digest
+from pipelines.store.files import file_digest
 from tests.support.clips import save_clip
 from tests.support.families import write_family
 

@@ -26,11 +26,11 @@ def clip_rows(tmp_path: Path) -> list[Row]:
     return [row for row in matrices.load(tmp_path / "matrix.yaml").rows if row.sku.kind == "cpu"]
 
 
-def speed(items_per_s: float, latency_s: float, above: Any, **ratios: float) -> dict[str, Any]:
-    return {"items_per_s": items_per_s, "latency_s": latency_s, "above": above, **ratios}
+def speed(items_per_s: float, latency_s: float, baseline: Any, **ratios: float) -> dict[str, Any]:
+    return {"items_per_s": items_per_s, "latency_s": latency_s, "baseline": baseline, **ratios}
 
 
-def test_a_rows_speed_is_the_rung_aboves_times_the_ratio() -> None:
+def test_a_rows_speed_is_its_baselines_times_the_ratio() -> None:
     rows = [row for row in matrices.load(DEMO).rows if row.sku.kind == "cpu"]
     generic, fp32, bf16 = (
         "all-minilm-l6-v2__cpu-x86-64__fp32__tp1",
@@ -52,15 +52,15 @@ def test_a_rows_speed_is_the_rung_aboves_times_the_ratio() -> None:
     assert speeds[bf16][0].throughput_ratio == 2.0
 
 
-def test_each_engine_of_a_row_goes_down_its_own_ladder(clip_rows: list[Row]) -> None:
+def test_each_engine_of_a_row_has_baselines_of_its_own(clip_rows: list[Row]) -> None:
     generic, bf16 = "drawn-clip__cpu-x86-64__fp32__tp1", "drawn-clip__cpu-avx512-bf16__bf16__tp1"
-    above = {"text": {}, "image": {}}
+    baseline = {"text": {}, "image": {}}
     alone = {"text": speed(1000.0, 0.001, None), "image": speed(50.0, 0.02, None)}
     metrics = {
-        generic: {"speed": {"above": None, "towers": alone}},
+        generic: {"speed": {"baseline": None, "towers": alone}},
         bf16: {
             "speed": {
-                "above": above,
+                "baseline": baseline,
                 "towers": {
                     "text": speed(9.0, 9.0, {"items_per_s": 4.0}, throughput_ratio=1.5, latency_ratio=0.8),
                     "image": speed(9.0, 9.0, {"items_per_s": 4.0}, throughput_ratio=2.0, latency_ratio=0.5),
@@ -76,8 +76,8 @@ def test_each_engine_of_a_row_goes_down_its_own_ladder(clip_rows: list[Row]) -> 
 
 
 def test_the_gallery_is_what_the_narrowest_engine_of_this_machine_sees() -> None:
-    def judged(name: str, precision: str, judged_on: str, state: State = "passed") -> ReportRow:
-        return ReportRow(row=name, sku=name, hardware="", precision=precision, tp=1, state=state, judged_on=judged_on)
+    def judged(name: str, precision: str, evaluated: str, state: State = "passed") -> ReportRow:
+        return ReportRow(row=name, sku=name, hardware="", precision=precision, tp=1, state=state, evaluated=evaluated)
 
     rows = [
         judged("l40s", "fp16", "typed-onnx"),

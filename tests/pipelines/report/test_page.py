@@ -43,7 +43,7 @@ def row(sku: str, precision: str, **changed: object) -> ReportRow:
         state="passed",
         size_bytes=50_200_000,
         build_s=1.0,
-        judged_on="typed-onnx",
+        evaluated="typed-onnx",
         judged_with="onnxruntime 1.31.1",
         cosine_mean=0.99999,
         cosine_p1=0.9999,
@@ -77,7 +77,7 @@ def model() -> ReportModel:
         reason="needs a worker with h100",
     )
     speed = Speed(tower="model", items_per_s=220.0, latency_s=0.0023, throughput_ratio=1.8)
-    cpu = {"judged_on": "engine", "speeds": (speed,)}
+    cpu = {"evaluated": "engine", "speeds": (speed,)}
     return ReportModel(
         model="mini",
         task="embed",

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from pipelines.store import claims
 from pipelines.store.claims import claimed, held
@@ -30,7 +30,7 @@ with store.locked(wait=True, shared=True), claims.claimed(store.root / "claims" 
     if store.record("k" * 64) is None:
         time.sleep(float(sys.argv[3]))
         blob = store.put_bytes(f"made by {name}".encode())
-        store.write_record(Record(key="k" * 64, stage="compile", subject="s", ingredients={}, outputs={"engine": blob},
+        store.write_record(Record(key="k" * 64, stage="compile", subject="s", key_inputs={}, outputs={"engine": blob},
                                   facts={}, duration_s=0, peak_rss_bytes=0))
 print(store.path(store.record("k" * 64).outputs["engine"].digest).read_text(), flush=True)
 """
@@ -97,14 +97,14 @@ def test_a_record_whose_blobs_are_gone_is_replaced(tmp_path: Path) -> None:
         key="k" * 64,
         stage="compile",
         subject="s",
-        ingredients={},
+        key_inputs={},
         outputs={"engine": store.put_bytes(b"old")},
         facts={},
         duration_s=0,
         peak_rss_bytes=0,
     )
     assert store.write_record(record) == record
-    newer = replace(record, outputs={"engine": store.put_bytes(b"new")})
+    newer = structs.replace(record, outputs={"engine": store.put_bytes(b"new")})
     assert store.write_record(newer) == record
     store.path(record.outputs["engine"].digest).unlink()
     assert store.write_record(newer) == newer

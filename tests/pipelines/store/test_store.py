@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import StoreError
-from pipelines.store.store import Blob, Record, Store, step_key, write_atomically
+from pipelines.store.files import key_of, write_atomically
+from pipelines.store.store import Blob, Record, Store
 
 
 def record(key: str, outputs: dict[str, Blob]) -> Record:
@@ -16,7 +17,7 @@ def record(key: str, outputs: dict[str, Blob]) -> Record:
         key=key,
         stage="export",
         subject="m",
-        ingredients={"version": 1},
+        key_inputs={"version": 1},
         outputs=outputs,
         facts={},
         duration_s=0.1,
@@ -91,5 +92,5 @@ def test_a_damaged_record_names_the_file_to_remove(tmp_path: Path) -> None:
 
 
 def test_a_key_depends_on_values_not_on_their_order() -> None:
-    assert step_key({"a": 1, "b": {"c": 2, "d": 3}}) == step_key(json.loads('{"b": {"d": 3, "c": 2}, "a": 1}'))
-    assert step_key({"a": 1}) != step_key({"a": 2})
+    assert key_of({"a": 1, "b": {"c": 2, "d": 3}}) == key_of(json.loads('{"b": {"d": 3, "c": 2}, "a": 1}'))
+    assert key_of({"a": 1}) != key_of({"a": 2})
