@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from cyclopts import Parameter
 
 from benchmarks import suite
 from benchmarks.load.endpoint import Endpoint, discover, tasks_of
-from benchmarks.report import bounds, page
+from benchmarks.report import bounds, console, page
 from benchmarks.report.results import Cell, Check, Load, Results, Server, dump
 from benchmarks.scenarios import estimated_lengths, scenarios, tokenizer_files
 from benchmarks.scenarios.corpus import Corpus, TextSource
@@ -31,49 +35,70 @@ class BenchError(EngineryError):
     exit_code = 2
 
 
-def run(
-    url: str,
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and how: the options of the command line."""
+
+    scenario: Annotated[tuple[str, ...], Parameter(help="Only these; all that its model answers by default.")] = ()
+    concurrency: Annotated[tuple[int, ...], Parameter(name=["--concurrency", "-c"], help="Requests at a time.")] = ()
+    rate: Annotated[tuple[float, ...], Parameter(help="Open load: requests per second, at random times.")] = ()
+    seconds: Annotated[float, Parameter(help="Of each load, in each round.")] = 3.0
+    rounds: int = 3
+    tokenizer: Annotated[
+        Path | None,
+        Parameter(help="tokenizer.json, a model's folder or dist/MODEL: exact token counts. Else about so many."),
+    ] = None
+    max_tokens: Annotated[int | None, Parameter(help="Of one text, where the tokenizer's folder does not say.")] = None
+    model: str | None = None
+    header: Annotated[tuple[str, ...], Parameter(help="'Authorization: Bearer $KEY': sent with each request.")] = ()
+    check: Annotated[bool, Parameter(help="Compare each answer with that of the idle server.", negative="")] = False
+    pid: Annotated[int | None, Parameter(help="The server's process, if it runs here: its threads are watched.")] = None
+    output: Annotated[Path | None, Parameter(help="Write OUTPUT.json, OUTPUT.html and OUTPUT.png.")] = None
+
+
+DEFAULTS = Options()
+
+
+def bench(
+    url: Annotated[str, Parameter(help="A server with NIM's API: http://127.0.0.1:8000")],
+    /,
     *,
-    names: Sequence[str] = (),
-    concurrency: Sequence[int] = (),
-    rates: Sequence[float] = (),
-    seconds: float = 3.0,
-    rounds: int = 3,
-    tokenizer: Path | None = None,
-    max_tokens: int | None = None,
-    model: str | None = None,
-    headers: Sequence[str] = (),
-    check: bool = False,
-    pid: int | None = None,
-    output: Path | None = None,
-    say: suite.Say = print,
-) -> Results:
+    options: Annotated[Options, Parameter(name="*")] = DEFAULTS,
+) -> int:
+    """Show the figures on the terminal. Exit code 1: an answer was wrong."""
+    results = run(url, options, say=lambda text: print(text, file=sys.stderr))
+    console.show(results)
+    return 0 if all(check.passed for check in results.checks) else 1
+
+
+def run(url: str, options: Options = DEFAULTS, *, say: suite.Say = print) -> Results:
     """Measure, say each round, write OUTPUT.json, .html and .png if asked. Raises EngineryError."""
     begun = datetime.now(UTC)
-    endpoint = discover(url, parsed(headers), model=model)
+    endpoint = discover(url, parsed(options.header), model=options.model)
     tasks = tasks_of(endpoint)
-    chosen = of_tasks(scenarios.by_name(names), tasks, named=bool(names))
-    source, limit, about = text_source(endpoint, tokenizer, tasks)
-    made = [scenarios.make(s, source, max_tokens=max_tokens or limit or DEFAULT_MAX_TOKENS) for s in chosen]
-    if tokenizer is None:
-        made = [estimated_lengths.counted(endpoint, requests) for requests in made]
+    chosen = of_tasks(scenarios.by_name(options.scenario), tasks, named=bool(options.scenario))
+    source, limit, about = text_source(endpoint, options.tokenizer, tasks)
+    max_tokens = options.max_tokens or limit or DEFAULT_MAX_TOKENS
+    streams = [scenarios.make(scenario, source, max_tokens=max_tokens) for scenario in chosen]
+    if options.tokenizer is None:
+        streams = [estimated_lengths.counted(endpoint, requests) for requests in streams]
     expected = None
-    if check:
+    if options.check:
         say("asking for the right answers, one text at a time")
-        expected = {r.scenario.name: endpoint.expected(r) for r in made if sum(r.num_items) <= MAX_CHECKED_TEXTS}
-    target = Target(name=NAME, endpoint=endpoint, pid=pid, expected=expected)
+        expected = {r.scenario.name: endpoint.expected(r) for r in streams if sum(r.num_items) <= MAX_CHECKED_TEXTS}
+    target = Target(name=NAME, endpoint=endpoint, pid=options.pid, expected=expected)
     wanted = [
         Wanted(
             target=target,
             requests=requests,
             load=load,
-            seconds=seconds,
+            seconds=options.seconds,
             num_requests=suite.fixed(requests) if load.mode == "closed" else 0,
         )
-        for requests in made
-        for load in loads(requests, concurrency, rates)
+        for requests in streams
+        for load in loads(requests, options.concurrency, options.rate)
     ]
-    cells, notes = suite.run(wanted, rounds=rounds, say=say)
+    cells, notes = suite.run(wanted, rounds=options.rounds, say=say)
     cells = [msgspec.structs.replace(cell, bound=bounds.bound(cell)) for cell in cells]
     results = Results(
         title=f"{endpoint.model} at {endpoint.url}",
@@ -83,15 +108,15 @@ def run(
         versions={"enginery": machine.versions().get("enginery", "")},
         servers=(Server(name=NAME, words=f"{endpoint.url}, model {endpoint.model}", role="ours"),),
         cells=tuple(cells),
-        scenarios={r.scenario.name: f"{scenarios.words(r)}{about}" for r in made},
-        checks=tuple(answer_check(requests.scenario.name, cells) for requests in made if expected) if expected else (),
+        scenarios={requests.scenario.name: f"{scenarios.words(requests)}{about}" for requests in streams},
+        checks=tuple(answer_check(requests.scenario.name, cells) for requests in streams if expected),
         notes=tuple(notes),
         seconds=(datetime.now(UTC) - begun).total_seconds(),
     )
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".json").write_bytes(dump(results))
-        page.write(results, output)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.with_suffix(".json").write_bytes(dump(results))
+        page.write(results, options.output)
     return results
 
 

@@ -150,40 +150,12 @@ def demo(
     return run_demo(screen(), dist, model_dir, port)
 
 
-@app.command
-def bench(
-    url: Annotated[str, Parameter(help="A server with NIM's API: http://127.0.0.1:8000")],
-    /,
-    *,
-    scenario: Annotated[tuple[str, ...], Parameter(help="Only these; all that its model answers by default.")] = (),
-    concurrency: Annotated[tuple[int, ...], Parameter(name=["--concurrency", "-c"], help="Requests at a time.")] = (),
-    rate: Annotated[tuple[float, ...], Parameter(help="Open load: requests per second, at random times.")] = (),
-    seconds: Annotated[float, Parameter(help="Of each load, in each round.")] = 3.0,
-    rounds: int = 3,
-    tokenizer: Annotated[
-        Path | None,
-        Parameter(help="tokenizer.json, a model's folder or dist/MODEL: exact token counts. Else about so many."),
-    ] = None,
-    max_tokens: Annotated[int | None, Parameter(help="Of one text, where the tokenizer's folder does not say.")] = None,
-    model: str | None = None,
-    header: Annotated[tuple[str, ...], Parameter(help="'Authorization: Bearer $KEY': sent with each request.")] = (),
-    check: Annotated[bool, Parameter(help="Compare each answer with that of the idle server.", negative="")] = False,
-    pid: Annotated[
-        int | None, Parameter(help="The server's process, if it runs here: its threads are watched.")
-    ] = None,
-    output: Annotated[Path | None, Parameter(help="Write OUTPUT.json, OUTPUT.html and OUTPUT.png.")] = None,
-) -> int:
-    """Run the benchmark's scenarios against a running server and show latencies and throughput."""
-    from benchmarks import command
-    from benchmarks.report import console
-
-    results = command.run(
-        url, names=scenario, concurrency=concurrency, rates=rate, seconds=seconds, rounds=rounds, tokenizer=tokenizer,
-        max_tokens=max_tokens, model=model, headers=header, check=check, pid=pid, output=output,
-        say=lambda text: print(text, file=sys.stderr),
-    )  # fmt: skip
-    console.show(results)
-    return 0 if all(entry.passed for entry in results.checks) else 1
+# By name: the benchmark measures any server, and nothing of the factory imports it.
+app.command(
+    "benchmarks.command:bench",
+    name="bench",
+    help="Run the benchmark's scenarios against a running server and show latencies and throughput.",
+)
 
 
 @app.command
