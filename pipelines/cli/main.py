@@ -15,7 +15,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from pipelines.cli import release
+from pipelines.cli import release, terminal
 from pipelines.errors import EngineryError
 from serving import __version__
 
@@ -194,6 +194,7 @@ def worker(
 
 def main() -> None:
     """The entry point. A failure that a person can act on is printed without a traceback."""
+    terminal.prepare((sys.stdout, sys.stderr))
     try:
         code = app(exit_on_error=True, print_error=True, result_action="return_value")
     except EngineryError as error:
