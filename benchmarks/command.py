@@ -13,14 +13,14 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from benchmarks import suite
-from benchmarks.load.endpoint import Endpoint, discover, tasks_of
 from benchmarks.report import bounds, console, page
 from benchmarks.report.results import Cell, Check, Load, Results, Server, dump
+from benchmarks.runs import suite
+from benchmarks.runs.suite import Target, Wanted
 from benchmarks.scenarios import estimated_lengths, scenarios, tokenizer_files
 from benchmarks.scenarios.corpus import Corpus, TextSource
 from benchmarks.scenarios.scenarios import Requests
-from benchmarks.suite import Target, Wanted
+from benchmarks.servers.endpoint import Endpoint, discover, tasks_of
 from benchmarks.watch import machine
 from pipelines.errors import EngineryError
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import servers, special, suite
 from benchmarks.load.job import Generator
 from benchmarks.report.results import Check, Load, Table
-from benchmarks.special import Ground, Special
-from benchmarks.suite import Wanted
+from benchmarks.runs import experiment, suite
+from benchmarks.runs.experiment import Ground, Special
+from benchmarks.runs.suite import Wanted
+from benchmarks.servers import processes
 
 CONCURRENCY = (1, 8, 16, 32, 64)
 WANTED = 5000  # req/s
@@ -22,12 +23,12 @@ ROUND_S = 2.0
 def run(on: Ground, rounds: int) -> Special:
     requests = on.requests("query-20")
     root = on.built.folder / "rootfs"
-    environ = servers.serving_environment(on.built.folder, 0)
+    environ = processes.serving_environment(on.built.folder, 0)
     del environ["NIM_HTTP_API_PORT"]  # it takes the port as an argument
     environ["NIM_CACHE_PATH"] = str((on.scratch / "cache-null").absolute())
     with (
-        servers.module(
-            "benchmarks.null_server", [str(root), "PORT"], "/v1/health/ready", on.scratch / "null.log", environ
+        processes.module(
+            "benchmarks.servers.null_server", [str(root), "PORT"], "/v1/health/ready", on.scratch / "null.log", environ
         ) as running,
         Generator() as generator,
     ):
@@ -80,4 +81,4 @@ def run(on: Ground, rounds: int) -> Special:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
-    sys.exit(special.main_of("The server's own cost", lambda on, given: run(on, given.rounds), options))
+    sys.exit(experiment.main_of("The server's own cost", lambda on, given: run(on, given.rounds), options))

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import servers, special
 from benchmarks.load.job import Arrays, Generator, Outcome
 from benchmarks.report import figures
 from benchmarks.report.results import Check, Table
-from benchmarks.special import MIB, Ground, Special, Watch
+from benchmarks.runs import experiment
+from benchmarks.runs.experiment import MIB, Ground, Special, Watch
+from benchmarks.servers import processes
 
 CAPACITY_CONCURRENCY, CAPACITY_S, CAPACITY_ROUNDS = 64, 5.0, 5
 SETTLE_S = 10.0  # until memory is compared: the queue has filled
@@ -27,7 +28,7 @@ LEAST_GOODPUT, MOST_REJECT_P99_S, MOST_GROWTH = 0.95, 0.05, 32 * MIB
 def run(on: Ground, *, seconds: float, times: float, scenario: str) -> Special:
     requests = on.requests(scenario)
     with (
-        servers.enginery(on.built.folder, on.scratch / "overload.log") as running,
+        processes.enginery(on.built.folder, on.scratch / "overload.log") as running,
         Generator() as generator,
     ):
         endpoint = on.target(running.url, running.pid).endpoint
@@ -170,7 +171,7 @@ if __name__ == "__main__":
     options.add_argument("--times", type=float, default=4.0)
     options.add_argument("--scenario", default="query-20")
     sys.exit(
-        special.main_of(
+        experiment.main_of(
             "More than it can do",
             lambda on, given: run(on, seconds=given.seconds, times=given.times, scenario=given.scenario),
             options,

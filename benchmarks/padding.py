@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks import servers, special
 from benchmarks.load.job import Generator, Outcome
 from benchmarks.report.figures import of_run
 from benchmarks.report.results import Check, Table
+from benchmarks.runs import experiment
+from benchmarks.runs.experiment import Ground, Special
+from benchmarks.runs.suite import Target
 from benchmarks.scenarios.scenarios import Requests
-from benchmarks.special import Ground, Special
-from benchmarks.suite import Target
+from benchmarks.servers import processes
 from benchmarks.watch import scrape
 from benchmarks.watch.scrape import Inside
 
@@ -29,7 +30,7 @@ TIMES_A_BATCH = 3.0
 
 
 def run(on: Ground, seconds: float) -> Special:
-    with servers.enginery(on.built.folder, on.scratch / "padding.log") as running:
+    with processes.enginery(on.built.folder, on.scratch / "padding.log") as running:
         target = on.target(running.url, running.pid)
         stream = padding(on, target, seconds)
         starved = starvation(on, target, seconds)
@@ -164,4 +165,4 @@ def _latency(found: dict[str, float]) -> str:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=float, default=20.0)
-    sys.exit(special.main_of("Padding and starvation", lambda on, given: run(on, given.seconds), options))
+    sys.exit(experiment.main_of("Padding and starvation", lambda on, given: run(on, given.seconds), options))

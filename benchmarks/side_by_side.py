@@ -19,20 +19,23 @@ from statistics import median
 
 import msgspec
 
-from benchmarks import fleet as fleets
-from benchmarks import goals, models, overhead, overload, padding, prepare, servers, start_and_size, suite, turns
-from benchmarks import special as special_runs
-from benchmarks.fleet import OURS, Fleet
-from benchmarks.load.endpoint import Endpoint
+from benchmarks import overhead, overload, padding, start_and_size
 from benchmarks.load.job import Generator
-from benchmarks.prepare import Built
+from benchmarks.peers import fleet as fleets
+from benchmarks.peers import goals, models, prepare, turns
+from benchmarks.peers.fleet import OURS, Fleet
+from benchmarks.peers.prepare import Built
 from benchmarks.report import page
 from benchmarks.report.results import Load, Results, Table, dump
+from benchmarks.runs import experiment as special_runs
+from benchmarks.runs import suite
+from benchmarks.runs.experiment import Ground, Special
+from benchmarks.runs.suite import Target, Wanted
 from benchmarks.scenarios import scenarios, tokenizer_files
 from benchmarks.scenarios.corpus import Corpus
 from benchmarks.scenarios.scenarios import Requests
-from benchmarks.special import Ground, Special
-from benchmarks.suite import Target, Wanted
+from benchmarks.servers import processes
+from benchmarks.servers.endpoint import Endpoint
 from benchmarks.watch import machine, procfs
 from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError
@@ -98,7 +101,7 @@ def measure(given: argparse.Namespace) -> Results:
         rerank,
         peer_models=given.work / "models",
         peer_python=given.peer_python,
-        peer_engines=() if given.no_peer else SHORT_PEERS if given.short else tuple(servers.INFINITY_ENGINES),
+        peer_engines=() if given.no_peer else SHORT_PEERS if given.short else tuple(processes.INFINITY_ENGINES),
         cache=cache,
         logs=logs,
         say=say,
@@ -177,7 +180,7 @@ def memory_table(before: Mapping[str, Memory], after: Mapping[str, Memory]) -> T
 def generator_table(requests: Requests, generator: Generator, logs: Path) -> Table:
     """The same generator against a server that does nothing: shows that it is not what is measured."""
     rows = []
-    with servers.module("benchmarks.reply_server", ["PORT", "2048"], "/", logs / "reply.log") as running:
+    with processes.module("benchmarks.servers.reply_server", ["PORT", "2048"], "/", logs / "reply.log") as running:
         target = Target(name="null", endpoint=Endpoint(url=running.url, model="null"))
         for concurrency in (1, 7, 15):
             wanted = Wanted(target=target, requests=requests, load=Load(concurrency=concurrency), seconds=REPLY_S)

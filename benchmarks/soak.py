@@ -10,11 +10,12 @@ import statistics
 import sys
 import time
 
-from benchmarks import servers, special
 from benchmarks.load.job import Generator
 from benchmarks.report.figures import Figures
 from benchmarks.report.results import Check, Table
-from benchmarks.special import MIB, Ground, Special, Watch
+from benchmarks.runs import experiment
+from benchmarks.runs.experiment import MIB, Ground, Special, Watch
+from benchmarks.servers import processes
 
 SETTLE_S = 120.0  # buffers and caches reach their size
 PIECE_S = 30.0
@@ -28,7 +29,7 @@ def run(on: Ground, minutes: float) -> Special:
     pieces = [(on.requests(name), concurrency) for name, concurrency in PIECES]
     settle_s = min(SETTLE_S, 15 * minutes)
     found: dict[str, list[Figures]] = {}
-    with servers.enginery(on.built.folder, on.scratch / "soak.log") as running, Generator() as generator:
+    with processes.enginery(on.built.folder, on.scratch / "soak.log") as running, Generator() as generator:
         endpoint = on.target(running.url, running.pid).endpoint
         on.say("asking for the right answers, one text at a time")
         expected = {r.scenario.name: endpoint.expected(r) for r, _ in pieces if r.scenario.kind in ("query", "mixed")}
@@ -95,4 +96,4 @@ def _at(watch: Watch, second: float) -> int:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--minutes", type=float, default=60.0)
-    sys.exit(special.main_of("Hours of load", lambda on, given: run(on, given.minutes), options))
+    sys.exit(experiment.main_of("Hours of load", lambda on, given: run(on, given.minutes), options))

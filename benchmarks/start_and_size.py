@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import servers
 from benchmarks.report.results import Table
+from benchmarks.servers import processes
 from benchmarks.watch import procfs
 
 PHASE = re.compile(r"Phase (\S+) took ([\d.]+) s")
@@ -41,12 +41,12 @@ def measure(model_dir: Path, scratch: Path, cache: Path) -> Start:
     cache: where the server keeps what its first start on a machine found out.
     """
     log = scratch / "start.log"
-    port = servers.free_port()
-    environ = servers.serving_environment(model_dir, port) | {"NIM_CACHE_PATH": str(cache.absolute())}
+    port = processes.free_port()
+    environ = processes.serving_environment(model_dir, port) | {"NIM_CACHE_PATH": str(cache.absolute())}
     begun = time.monotonic()
-    with servers.started(servers.serving_command(), port, "/v1/health/live", log, environ) as running:
+    with processes.started(processes.serving_command(), port, "/v1/health/live", log, environ) as running:
         live_s = time.monotonic() - begun
-        servers.wait(running, "/v1/health/ready")
+        processes.wait(running, "/v1/health/ready")
         ready_s = time.monotonic() - begun
         time.sleep(REST_S)
         memory = procfs.memory(running.pid)

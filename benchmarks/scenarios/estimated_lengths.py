@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.load.endpoint import Endpoint
 from benchmarks.scenarios.scenarios import Requests, embeddings_body, ranking_body
+from benchmarks.servers.endpoint import Endpoint
 from pipelines.datasets.docstrings import docstrings
 
 PROBE_WORDS = 100

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from benchmarks.load.endpoint import ask
+from benchmarks.servers.endpoint import ask
 from pipelines.errors import EngineryError
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})? ([^ ]+)")

@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import equivalence, fleet, goals, limits, prepare, side_by_side, turns
+from benchmarks import side_by_side
+from benchmarks.limits import shapes
+from benchmarks.limits.raw_engine import RawEngine, Read, Timed, packed
 from benchmarks.load.job import Generator
-from benchmarks.raw_engine import RawEngine, Read, Timed, packed
+from benchmarks.peers import equivalence, fleet, goals, prepare, turns
 from benchmarks.report import page as report
 from benchmarks.report.figures import Figures
 from benchmarks.report.results import Cell, Check, Load, Results, Server, dump, load
@@ -105,9 +107,9 @@ def test_shapes_of_the_limit_hold_no_more_than_the_load_has_under_way() -> None:
     requests = scenarios.Requests(
         scenario=scenario, texts=(), queries=(), num_items=(), num_tokens=(), longest=20, lengths=(20,)
     )
-    found = limits.limits(requests, [Load(concurrency=3)], None, max_items=64, num_cores=2)  # type: ignore[arg-type]
+    found = shapes.limits(requests, [Load(concurrency=3)], None, max_items=64, num_cores=2)  # type: ignore[arg-type]
     assert [shape.words for shape in found[0].shapes] == ["1 x 20", "2 x 20", "3 x 20", "2 at once of 1 x 20"]
-    (capped,) = limits.limits(requests, [Load(concurrency=15)], None, max_items=8, num_cores=2)  # type: ignore[arg-type]
+    (capped,) = shapes.limits(requests, [Load(concurrency=15)], None, max_items=8, num_cores=2)  # type: ignore[arg-type]
     assert max(shape.num_items for shape in capped.shapes) == 8
 
 
@@ -118,10 +120,10 @@ def test_the_batch_that_the_server_ran_is_read_from_its_metrics() -> None:
     )
     (cell, *_) = cells(figures(1), figures(1), figures(1))
     ran = msgspec.structs.replace(cell, inside=Inside(batch_items=12.7))
-    shape = limits.same_batch(ran, requests, max_items=64)
+    shape = shapes.same_batch(ran, requests, max_items=64)
     assert shape is not None
     assert shape.words == "13 x 300"
-    assert limits.same_batch(cell, requests, max_items=64) is None
+    assert shapes.same_batch(cell, requests, max_items=64) is None
 
 
 def test_the_batches_of_a_mixed_stream_are_read_from_the_servers_log() -> None:
@@ -129,7 +131,7 @@ def test_the_batches_of_a_mixed_stream_are_read_from_the_servers_log() -> None:
 2026-11-21 10:00:00,001 INFO request note='batch of 9 x 9,'
 2026-11-21 10:00:00,002 DEBUG batch of 1 x 512, 12.0 ms
 """
-    shape = limits.batches_of(log, 2)
+    shape = shapes.batches_of(log, 2)
     assert shape.batches == ((48, 48, 48), (512,))
     assert (shape.words, shape.num_items, shape.num_streams) == ("its own 2 batches", 4, 2)
 
@@ -199,9 +201,9 @@ def test_the_engine_alone_gives_the_vectors_of_its_model(embed_dist: Path, tiny:
 
 def test_rates_of_the_limit_are_of_all_that_runs_at_once() -> None:
     seconds = np.array([[0.1], [0.1], [0.4]])
-    assert limits.rate(seconds, limits.uniform(5, 20)) == pytest.approx(50)
-    assert limits.rate(seconds, limits.uniform(5, 20, 2)) == pytest.approx(100)
-    assert limits.of_times(seconds, limits.uniform(5, 20, 2)).items_per_s == pytest.approx(100)
+    assert shapes.rate(seconds, shapes.uniform(5, 20)) == pytest.approx(50)
+    assert shapes.rate(seconds, shapes.uniform(5, 20, 2)) == pytest.approx(100)
+    assert shapes.of_times(seconds, shapes.uniform(5, 20, 2)).items_per_s == pytest.approx(100)
 
 
 @pytest.mark.slow
@@ -211,8 +213,8 @@ def test_a_whole_run_without_a_peer_on_tiny_models(
     built = prepare.chosen(embed_dist), prepare.chosen(rerank_dist)
     monkeypatch.setattr(prepare, "build", lambda work, store: built)
     monkeypatch.setattr(turns, "SHORT_SECONDS", dict.fromkeys(turns.SHORT_SECONDS, 0.2))
-    monkeypatch.setattr(limits, "ROUND_S", 0.05)
-    monkeypatch.setattr(limits, "TRY_S", 0.05)
+    monkeypatch.setattr(shapes, "ROUND_S", 0.05)
+    monkeypatch.setattr(shapes, "TRY_S", 0.05)
     monkeypatch.setattr(side_by_side, "REPLY_S", 0.2)
     given = Namespace(
         no_peer=True,

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import overload, padding, servers, soak, special, start_and_size
-from benchmarks.special import MIB, Watch
+from benchmarks import overload, padding, soak, start_and_size
+from benchmarks.runs import experiment
+from benchmarks.runs.experiment import MIB, Watch
+from benchmarks.servers import processes
 from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError
 from tests.support.outcomes import outcome
@@ -39,7 +41,7 @@ def test_a_watch_reads_a_real_process() -> None:
     assert all(value > 1 << 20 for value in made.resident)
 
 
-def overloaded(status: list[int], took: list[float]) -> special.Special:
+def overloaded(status: list[int], took: list[float]) -> experiment.Special:
     found = outcome([0] * len(status), status, took, wall_s=1.0)
     return overload.judged(
         found,
@@ -107,14 +109,14 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path: Path) -
     command = ["sh", "-c", "echo the reason; exit 3"]
     with (
         pytest.raises(EngineryError, match=r"ended with 3:\nthe reason"),
-        servers.started(command, 1, "/", tmp_path / "log", {}),
+        processes.started(command, 1, "/", tmp_path / "log", {}),
     ):
         pass
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineryError, match="run enginery build first"):
-        servers.serving_environment(tmp_path, 1)
+        processes.serving_environment(tmp_path, 1)
 
 
 @pytest.mark.slow
@@ -122,7 +124,7 @@ def test_overload_padding_and_soak_run_against_a_real_server(
     embed_dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overload, "CAPACITY_S", 0.3)
-    on = special.ground(embed_dist, tmp_path, lambda _: None)
+    on = experiment.ground(embed_dist, tmp_path, lambda _: None)
     flooded = overload.run(on, seconds=2.0, times=3.0, scenario="query-20")
     assert [c.passed for c in flooded.checks if c.name.endswith("wrong or swapped vectors")] == [True]
     padded = padding.run(on, seconds=2.0)

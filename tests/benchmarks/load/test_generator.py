@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.load.arrivals import arrivals
-from benchmarks.load.endpoint import Endpoint
 from benchmarks.load.job import Arrays, Generator, Job
 from benchmarks.report.figures import of_run
 from benchmarks.scenarios.corpus import Corpus
 from benchmarks.scenarios.scenarios import Requests, by_name, make
+from benchmarks.servers.endpoint import Endpoint
 from pipelines.errors import EngineryError
 from tests.support import bench_server
 from tests.support.bench_server import MODEL, Nim

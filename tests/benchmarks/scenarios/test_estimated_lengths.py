@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.load.endpoint import Endpoint
 from benchmarks.scenarios.estimated_lengths import WordCorpus, counted
 from benchmarks.scenarios.scenarios import by_name, make
+from benchmarks.servers.endpoint import Endpoint
 from tests.support import bench_server
 
 

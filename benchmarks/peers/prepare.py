@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import models
+from benchmarks.peers import models
 from pipelines.errors import EngineryError
 from serving.choice import hardware, select
 from serving.contract import manifest
@@ -40,7 +40,7 @@ class _Task(msgspec.Struct):
 
 
 def build(work: Path, store: Path) -> tuple[Built, Built]:
-    """The embedding model and the reranker of benchmarks/models.py.
+    """The embedding model and the reranker of benchmarks/peers/models.py.
 
     Raises EngineryError when one cannot be built.
     """

@@ -1,6 +1,6 @@
 """The two models that are measured, made the same on every machine: folders that Infinity and the factory both read.
 
-Run as a module it makes them: python -m benchmarks.models FOLDER
+Run as a module it makes them: python -m benchmarks.peers.models FOLDER
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MAX_TOKENS = 512
 SEED = 0
 NOISE = 0.0006
 MATRIX = """\
-# Written by benchmarks/models.py. The reranker's head is untrained and its scores mean nothing: what is measured is its
-# speed, and that every server gives the same scores. max_noise is low so that int8 gives the answers of fp32 by the
+# Written by benchmarks/peers/models.py. The reranker's head is untrained and its scores mean nothing: its speed is
+# measured, and all servers must give the same scores. max_noise is low so that int8 gives the answers of fp32 by the
 # measure that all servers are held to: a cosine of 0.999 for the worst text.
 schema_version: 1
 models:

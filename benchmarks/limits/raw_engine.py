@@ -1,6 +1,6 @@
 """The limit: the engine alone in a process of its own, loaded as the server loads it, asked without a server.
 
-Run as a module it is that process: python -m benchmarks.raw_engine dist/MODEL PROFILE
+Run as a module it is that process: python -m benchmarks.limits.raw_engine dist/MODEL PROFILE
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RawEngine:
     """The parent's side. Use as a context."""
 
     def __init__(self, model_dir: Path, profile: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.raw_engine", str(model_dir), profile]
+        command = [sys.executable, "-m", "benchmarks.limits.raw_engine", str(model_dir), profile]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def times(self, asked: Timed) -> NDArray[np.float64]:

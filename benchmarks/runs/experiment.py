@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import prepare
-from benchmarks.load.endpoint import Endpoint
+from benchmarks.peers import prepare
 from benchmarks.report import page
 from benchmarks.report.results import Check, Results, Server, Table, dump
+from benchmarks.runs.suite import Say, Target
 from benchmarks.scenarios import scenarios, tokenizer_files
 from benchmarks.scenarios.corpus import Corpus
 from benchmarks.scenarios.scenarios import Requests
-from benchmarks.suite import Say, Target
+from benchmarks.servers.endpoint import Endpoint
 from benchmarks.watch import machine, procfs
 from benchmarks.watch.procfs import Memory
 from pipelines.errors import EngineryError

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import goals, limits, servers, suite
-from benchmarks.fleet import OURS, Fleet
-from benchmarks.goals import Beside, Same
-from benchmarks.load.endpoint import Endpoint
+from benchmarks.limits import shapes
 from benchmarks.load.job import Generator
+from benchmarks.peers import goals
+from benchmarks.peers.fleet import OURS, Fleet
+from benchmarks.peers.goals import Beside, Same
 from benchmarks.report import bounds, figures
 from benchmarks.report.results import Cell, Load, Table
+from benchmarks.runs import suite
+from benchmarks.runs.suite import Say, Target, Wanted
 from benchmarks.scenarios.scenarios import Requests
-from benchmarks.suite import Say, Target, Wanted
+from benchmarks.servers import processes
+from benchmarks.servers.endpoint import Endpoint
 
 SECONDS = {"query": 2.5, "passage": 2.0, "mixed": 4.0, "rerank": 1.5}
 SHORT_SECONDS = {"query": 1.5, "passage": 1.5, "mixed": 3.0, "rerank": 1.5}
@@ -43,7 +46,7 @@ def take(
 ) -> tuple[list[Cell], list[str]]:
     """All cells, and what went wrong. chosen: kind of load -> the peer's engine."""
     wanted: list[Wanted] = []
-    turns: list[limits.Limit] = []
+    turns: list[shapes.Limit] = []
     for requests in all_requests:
         kind, built = requests.scenario.kind, fleet.built(requests)
         targets = [fleet.ours(built), *([fleet.peer(chosen[kind], built)] if kind in chosen else [])]
@@ -64,11 +67,11 @@ def take(
             for load in loads
             for target in targets
         ]
-        turns += limits.limits(
+        turns += shapes.limits(
             requests, loads, fleet.engines[built.name], max_items=built.max_batch, num_cores=os.cpu_count() or 1
         )
     cells, notes = suite.run(
-        wanted, rounds=rounds, say=say, between=lambda _: limits.take_turns(turns), generator=generator
+        wanted, rounds=rounds, say=say, between=lambda _: shapes.take_turns(turns), generator=generator
     )
     if not short:
         opened = open_loads(all_requests, cells, wanted)
@@ -105,11 +108,11 @@ def same_batches(fleet: Fleet, all_requests: Sequence[Requests], cells: Sequence
     for cell in cells:
         requests = by_name[cell.scenario]
         built = fleet.built(requests)
-        shape = limits.same_batch(cell, requests, max_items=built.max_batch)
+        shape = shapes.same_batch(cell, requests, max_items=built.max_batch)
         if cell.server != OURS or shape is None or (cell.scenario, cell.load.concurrency) not in goals.LOADS:
             continue
         engine = fleet.engines[built.name]
-        limit = limits.Limit(scenario=cell.scenario, load=cell.load, engine=engine, shapes=[shape])
+        limit = shapes.Limit(scenario=cell.scenario, load=cell.load, engine=engine, shapes=[shape])
         for _ in range(SAME_ROUNDS):
             limit.take_turn({})
         found[cell.scenario, cell.load] = Beside(ours=cell, alone=limit.cell())
@@ -122,19 +125,19 @@ def own_batches(
     """A server that logs its batches, and in turn with it the engine alone with these very batches."""
     built, log = fleet.built(requests), logs / "batches.log"
     seconds = SECONDS[requests.scenario.kind]
-    with servers.enginery(built.folder, log, cache=cache, level="DEBUG") as running:
+    with processes.enginery(built.folder, log, cache=cache, level="DEBUG") as running:
         target = Target(name=OURS, endpoint=Endpoint(url=running.url, model=built.name), pid=running.pid)
         wanted = Wanted(
             target=target, requests=requests, load=load, seconds=seconds, num_requests=suite.fixed(requests)
         )
         suite.measure(generator, wanted, SAME_ROUNDS)  # kernels are prepared
         ours: list[suite.Round] = []
-        limit = limits.Limit(scenario=requests.scenario.name, load=load, engine=fleet.engines[built.name], shapes=())
+        limit = shapes.Limit(scenario=requests.scenario.name, load=load, engine=fleet.engines[built.name], shapes=())
         for number in range(SAME_ROUNDS):
             written = log.stat().st_size
             ours.append(suite.measure(generator, wanted, number))
             streams = round(ours[-1].inside.engine_streams or 1)
-            limit.chosen = limits.batches_of(log.read_bytes()[written:].decode(), streams)
+            limit.chosen = shapes.batches_of(log.read_bytes()[written:].decode(), streams)
             limit.take_turn({})
     cell = Cell(
         scenario=requests.scenario.name,
@@ -148,7 +151,7 @@ def own_batches(
 
 def with_bounds(cells: Sequence[Cell], same: Same) -> list[Cell]:
     """The cells; ours say what bounds them."""
-    alone = {(cell.scenario, cell.load): cell for cell in cells if cell.server == limits.NAME}
+    alone = {(cell.scenario, cell.load): cell for cell in cells if cell.server == shapes.NAME}
 
     def said(cell: Cell) -> str:
         place = (cell.scenario, cell.load)

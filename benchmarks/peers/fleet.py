@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import equivalence, limits, servers, suite
-from benchmarks.load.endpoint import Endpoint
+from benchmarks.limits import shapes
+from benchmarks.limits.raw_engine import RawEngine, Read
 from benchmarks.load.job import Generator
-from benchmarks.prepare import Built
-from benchmarks.raw_engine import RawEngine, Read
+from benchmarks.peers import equivalence
+from benchmarks.peers.prepare import Built
 from benchmarks.report.results import Check, Load, Server, Table
+from benchmarks.runs import suite
+from benchmarks.runs.suite import Say, Target, Wanted
 from benchmarks.scenarios.corpus import Corpus
 from benchmarks.scenarios.scenarios import Requests
-from benchmarks.servers import Running
-from benchmarks.suite import Say, Target, Wanted
+from benchmarks.servers import processes
+from benchmarks.servers.endpoint import Endpoint
+from benchmarks.servers.processes import Running
 
 OURS = "enginery"
 # What the peer's engines are tried with before one of them is chosen for each kind of load: scenario -> concurrency.
@@ -72,7 +75,7 @@ def start(
     """
     with ExitStack() as stack:
         own = {
-            built.name: stack.enter_context(servers.enginery(built.folder, logs / f"{built.name}.log", cache=cache))
+            built.name: stack.enter_context(processes.enginery(built.folder, logs / f"{built.name}.log", cache=cache))
             for built in (embed, rerank)
         }
         engines = {b.name: stack.enter_context(RawEngine(b.folder, b.profile)) for b in (embed, rerank)}
@@ -80,7 +83,7 @@ def start(
         for engine in peer_engines:
             say(f"start Infinity, {engine}")
             folders = [peer_models / embed.name, peer_models / rerank.name]
-            started = servers.infinity(peer_python, folders, engine, logs / f"infinity-{engine}.log")
+            started = processes.infinity(peer_python, folders, engine, logs / f"infinity-{engine}.log")
             peers[engine] = stack.enter_context(started)
         yield Fleet(embed=embed, rerank=rerank, own=own, engines=engines, peers=peers)
 
@@ -104,8 +107,8 @@ def compare(fleet: Fleet, of_embed: Corpus, of_rerank: Corpus) -> list[Check]:
             found[target.name] = (
                 equivalence.vectors(end, texts) if built is embed else equivalence.scores(end, query, passages)
             )
-    of_texts[limits.NAME] = fleet.engines[embed.name].read(Read(texts=tuple(texts)))
-    of_pairs[limits.NAME] = fleet.engines[rerank.name].read(Read(texts=tuple(passages), query=query))[:, 0]
+    of_texts[shapes.NAME] = fleet.engines[embed.name].read(Read(texts=tuple(texts)))
+    of_pairs[shapes.NAME] = fleet.engines[rerank.name].read(Read(texts=tuple(passages), query=query))[:, 0]
     return equivalence.checks(of_texts, of_pairs, OURS)
 
 
@@ -165,10 +168,10 @@ def described(fleet: Fleet, chosen: Mapping[str, str], version: str) -> tuple[Se
     for engine in fleet.peers:
         kinds = ", ".join(kind for kind, name in chosen.items() if name == engine)
         if kinds:
-            flags = shlex.join(servers.INFINITY_ENGINES[engine])
+            flags = shlex.join(processes.INFINITY_ENGINES[engine])
             words = f"infinity_emb {version} v2 {flags}; measured for: {kinds}"
             found.append(Server(name=peer_name(engine), words=words, role="peer"))
     words = (
         "the same profile in a process of its own, called in a loop with the best batch shape: no server can pass it"
     )
-    return (*found, Server(name=limits.NAME, words=words, role="limit"))
+    return (*found, Server(name=shapes.NAME, words=words, role="limit"))

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load import answers
-from benchmarks.load.endpoint import Endpoint
 from benchmarks.report.results import Check
 from benchmarks.scenarios import scenarios
+from benchmarks.servers.endpoint import Endpoint
 
 LEAST_COSINE = 0.999
 NUM_LENGTHS = 48

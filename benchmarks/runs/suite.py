@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
-from benchmarks.load.endpoint import Endpoint
 from benchmarks.load.job import Expected, Generator
 from benchmarks.report import figures
 from benchmarks.report.figures import Figures
 from benchmarks.report.results import Cell, Load
 from benchmarks.scenarios.scenarios import Requests
+from benchmarks.servers.endpoint import Endpoint
 from benchmarks.watch import procfs, scrape
 from benchmarks.watch.scrape import Inside
 

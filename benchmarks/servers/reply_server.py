@@ -1,6 +1,6 @@
 """An HTTP server that answers anything at once with the same bytes: what a load generator costs without a server.
 
-python -m benchmarks.reply_server PORT [BODY_BYTES]
+python -m benchmarks.servers.reply_server PORT [BODY_BYTES]
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.raw_engine import RawEngine, Timed, packed
+from benchmarks.limits.raw_engine import RawEngine, Timed, packed
 from benchmarks.report import figures
 from benchmarks.report.figures import Figures
 from benchmarks.report.results import Cell, Load

@@ -1,0 +1,1 @@
+"""The engine alone: what no server that runs it can pass."""
