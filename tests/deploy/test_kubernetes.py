@@ -8,9 +8,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from dagster_k8s.container_context import K8sContainerContext
-from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job, get_user_defined_k8s_config
-from kubernetes.client import ApiClient
 
 from pipelines.dagster.placement import SERVES, labels_of, pod
 from pipelines.matrix.load import load
@@ -29,6 +26,10 @@ def check(item: dict[str, Any]) -> None:
 
 def job(row: Row) -> dict[str, Any]:
     """The Job that dagster-k8s makes of the row's tag and of the launcher's settings that are shipped."""
+    from dagster_k8s.container_context import K8sContainerContext  # these take seconds, and only some tests need them
+    from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job, get_user_defined_k8s_config
+    from kubernetes.client import ApiClient
+
     settings = yaml.safe_load((FOLDER / "dagster.yaml").read_text())["run_launcher"]["config"]
     shared = K8sContainerContext.create_from_config({"k8s": {"run_k8s_config": settings["run_k8s_config"]}})
     own = get_user_defined_k8s_config({"dagster-k8s/config": json.dumps(pod(row))})

@@ -1,4 +1,7 @@
-"""The tests' own rules: what several files share lies in tests/support, and nothing is imported from a test module."""
+"""The tests' own rules: nothing is imported from a test module, and collecting them imports nothing that takes seconds.
+
+What several files share lies in tests/support.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,18 @@ import pytest
 
 from tests.support.published import ROOT
 
+# Each takes a second or more; import them in the function that needs them, and `pytest --collect-only` stays quick.
+SLOW_IMPORTS = {
+    "torch",
+    "transformers",
+    "optimum",
+    "modelopt",
+    "kubernetes",
+    "dagster_k8s",
+    "schemathesis",
+    "scipy",
+    "matplotlib",
+}
 FILES = sorted(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
 TEST_MODULE = re.compile(r"(^|\.)(test_\w+|conftest)(\.|$)")
 
@@ -52,3 +67,28 @@ def test_nothing_is_imported_from_a_test_module() -> None:
     ]
     assert FILES
     assert not offenders, "\n".join(offenders)
+
+
+def at_once(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Imports that run when the module is imported: of its own level, or in a try."""
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Try):
+            yield from imports(node)
+
+
+def slow_imports(path: Path) -> list[str]:
+    return [
+        f"{path}:{line}: {module}"
+        for line, module in at_once(ast.parse(path.read_text(), path.name))
+        if module.partition(".")[0] in SLOW_IMPORTS
+    ]
+
+
+def test_no_file_imports_at_once_what_takes_seconds() -> None:
+    folders = ("tests", "pipelines", "serving", "benchmarks")
+    assert not [line for folder in folders for path in (ROOT / folder).rglob("*.py") for line in slow_imports(path)]
+
+
+def test_a_slow_import_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("import numpy\nfrom torch.nn import Module\n\ndef late():\n    import torch\n")
+    assert slow_imports(tmp_path / "module.py") == [f"{tmp_path}/module.py:2: torch.nn.Module"]

@@ -11,11 +11,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
-from transformers import (
-    CLIPModel,
-    CLIPTokenizerFast,
-)
 
 from pipelines import stage
 from pipelines.errors import ExportError, GateError
@@ -118,6 +113,9 @@ def test_each_tower_is_a_graph_with_named_axes_that_gives_vectors(exported: Mapp
 
 @pytest.mark.parametrize("eos_token_id", [None, 2])
 def test_padded_texts_get_the_vectors_that_transformers_gives_them_alone(tmp_path: Path, eos_token_id: int | None):
+    import torch
+    from transformers import CLIPModel, CLIPTokenizerFast
+
     # 2 is what configurations said before their authors noticed: then the text ends at its largest id.
     save_clip(tmp_path / "model", seed=3, eos_token_id=eos_token_id)
     models = clip_towers.to_onnx(tmp_path / "model", tmp_path)

@@ -11,7 +11,6 @@ import httpx
 import jsonschema_rs
 import msgspec
 import pytest
-import schemathesis
 
 from serving.api import app
 from tests.support.api import Server, serving
@@ -48,11 +47,17 @@ def problems(document: Any, path: str, response: httpx.Response) -> list[str]:
     return [error.message for error in jsonschema_rs.Draft202012Validator(schema).iter_errors(response.json())]
 
 
+def check(document: dict[str, Any]) -> None:
+    import schemathesis  # takes a second, and only some tests need it
+
+    schemathesis.openapi.from_dict(document).validate()
+
+
 @each_task
 async def test_the_document_is_valid_and_lists_exactly_the_routes_that_are_served(task: str, tiny: Tiny) -> None:
     async with serving(MODELS[task](tiny)) as server:
         document = await described(server)
-        schemathesis.openapi.from_dict(document).validate()
+        check(document)
         assert document["openapi"].startswith("3.1")
         gets = {*app.ALWAYS, *app.WHEN_LOADED, *app.METRICS}
         assert set(document["paths"]) == {*gets, *app.ROUTES_OF[task]}
@@ -66,7 +71,7 @@ async def test_before_anything_is_loaded_every_route_of_every_task_is_described(
     async with serving(embedder(tiny)) as server:
         server.state.service, server.state.message = None, "loading: fetch"
         document = await described(server)
-        schemathesis.openapi.from_dict(document).validate()
+        check(document)
         assert set(document["paths"]) >= set(app.POSTS)
         assert (await server.client.get("/docs")).status_code == 200
 

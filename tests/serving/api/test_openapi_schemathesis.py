@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-import schemathesis
-from schemathesis.engine import from_schema
-from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 
 from tests.support.api import Server, listening, serving
 from tests.support.profiles import Tiny
@@ -58,6 +55,10 @@ def running(model: Model) -> Iterator[tuple[Server, int]]:
 
 def attack(model: Model, phases: list[str], max_examples: int) -> int:
     """Send what schemathesis makes of the document; the number of requests. Fails with every failed check."""
+    import schemathesis  # takes a second, and these tests are slow ones
+    from schemathesis.engine import from_schema
+    from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
+
     with running(model) as (server, port):
         schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
         schema.config.generation.update(max_examples=max_examples, deterministic=True, database="none")

