@@ -1,4 +1,8 @@
-"""The Dagster code location: the assets of the matrix named by ENGINERY_MATRIX. `enginery ui` loads it."""
+"""The Dagster code location: the assets of the matrix named by ENGINERY_MATRIX. `enginery ui` loads it.
+
+Importing it reads nothing: Dagster's processes call `defs` when they want the definitions.
+https://docs.dagster.io/api/dagster/definitions
+"""
 
 import os
 
@@ -11,8 +15,8 @@ from pipelines.dagster.sensors import SENSORS
 from pipelines.dagster.source_assets import source_assets
 
 
-def definitions(factory: Factory) -> dg.Definitions:
-    """Everything of one matrix. Stages are processes already, so that a run needs no more of its own."""
+def build_defs(factory: Factory) -> dg.Definitions:
+    """Everything of one matrix. A stage is a process of its own, so that a run needs no other executor."""
     graph = factory.graph()
     return dg.Definitions(
         assets=[*source_assets(Partitions(graph).of), *factory_assets(graph)],
@@ -24,14 +28,6 @@ def definitions(factory: Factory) -> dg.Definitions:
     )
 
 
-defs = definitions(
-    Factory(
-        matrix=os.environ.get("ENGINERY_MATRIX", "sku_matrix.yaml"),
-        store=os.environ.get("ENGINERY_STORE", ".store"),
-        dist=os.environ.get("ENGINERY_DIST", "dist"),
-        base=os.environ.get("ENGINERY_BASE") or None,
-        publish_to=os.environ.get("ENGINERY_PUBLISH_TO") or None,
-        publish_unguarded=os.environ.get("ENGINERY_PUBLISH_UNGUARDED") == "1",
-        publish_replace=os.environ.get("ENGINERY_PUBLISH_REPLACE") == "1",
-    )
-)
+@dg.definitions
+def defs() -> dg.Definitions:
+    return build_defs(Factory.from_environment(os.environ))

@@ -1,6 +1,6 @@
 """The factory as a Dagster resource: which matrix, which store, which dist. What a stage does does not belong here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,19 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     publish_unguarded: bool = False  # also to an S3 server without conditional writes
     publish_replace: bool = False  # move a registry's tag that names another release
     retry_after_s: float = RETRY_AFTER_S
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Factory":
+        """The factory that `enginery ui`, `enginery worker` and deploy/ name in their variables."""
+        return cls(
+            matrix=environ.get("ENGINERY_MATRIX", "sku_matrix.yaml"),
+            store=environ.get("ENGINERY_STORE", ".store"),
+            dist=environ.get("ENGINERY_DIST", "dist"),
+            base=environ.get("ENGINERY_BASE") or None,
+            publish_to=environ.get("ENGINERY_PUBLISH_TO") or None,
+            publish_unguarded=environ.get("ENGINERY_PUBLISH_UNGUARDED") == "1",
+            publish_replace=environ.get("ENGINERY_PUBLISH_REPLACE") == "1",
+        )
 
     def project(self) -> Project:
         return Project.open(Path(self.matrix), store=Path(self.store), dist=Path(self.dist), jobs=self.jobs)

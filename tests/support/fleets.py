@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 from msgspec import structs
 
-from pipelines.dagster.definitions import definitions
+from pipelines.dagster.definitions import build_defs
 from pipelines.dagster.lineage import Cell, lineage
 from pipelines.dagster.resources import Factory
 from pipelines.plan.graph import Ref
@@ -67,7 +67,7 @@ class Fleet:
         return Factory(matrix=matrix, store=store, dist=dist, jobs=2, retry_after_s=0, publish_to=self.to)
 
     def repository(self) -> dg.RepositoryDefinition:
-        return definitions(self.factory).get_repository_def()
+        return build_defs(self.factory).get_repository_def()
 
     def edit(self, old: str, new: str) -> None:
         """Change the matrix, as a person would."""

@@ -14,7 +14,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.loader import LoadingContextForTest
 
-from pipelines.dagster.definitions import definitions
+from pipelines.dagster.definitions import build_defs
 from pipelines.dagster.lineage import Cell, Due, due
 from pipelines.dagster.schedules import verification
 from pipelines.dagster.sensors import CAUSE, WHY, new_model_revision, new_toolchain
@@ -168,7 +168,7 @@ def test_a_verdict_made_by_hand_has_the_manifest_follow_where_automation_is_swit
     fleet: Fleet, instance: dg.DagsterInstance
 ) -> None:
     def requested(cursor: object = None) -> dg.EvaluateAutomationConditionsResult:
-        return dg.evaluate_automation_conditions(definitions(fleet.factory), instance, cursor=cursor)  # type: ignore[arg-type]
+        return dg.evaluate_automation_conditions(build_defs(fleet.factory), instance, cursor=cursor)  # type: ignore[arg-type]
 
     idle = requested()
     idle = requested(idle.cursor)
