@@ -25,7 +25,7 @@ from serving.backends.base import LoadOptions
 from serving.cache import fetch
 from serving.choice import hardware, select
 from serving.contract import manifest
-from serving.tasks.embed import load_spec
+from serving.tasks.embed import EmbedSpec
 
 SHAPES = {"query 1x20": (1, 20), "batch 32x128": (32, 128), "passages 16x300": (16, 300)}
 ENGINES = ("engine.blob", "engine.onnx")
@@ -35,7 +35,7 @@ def serve_calls(pipe: Connection, root: Path, name: str, num_threads: int) -> No
     """In its own process: load the profile, then time one call for each shape that is asked for."""
     profile = next(p for p in manifest.read(root / "etc/default/model_manifest.yaml").profiles if p.name == name)
     files = fetch.fetch(profile, root=root)
-    spec = load_spec(files["task.json"])
+    spec = EmbedSpec.load(files["task.json"])
     options = LoadOptions(
         precision=profile.precision, num_threads=num_threads, cpu_isa=profile.tags.get("cpu_isa") or None
     )

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serving.http.listen import Tls
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from serving.http import listen
     from serving.watch.metrics import Metrics
 
-    def load(metrics: Metrics, say: Callable[[str], None]) -> Service:
+    def load(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
         from serving.start import boot  # numpy, tokenizers: imported while the port answers already
 
         return boot.start(found, metrics, say)

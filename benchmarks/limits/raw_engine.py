@@ -28,7 +28,7 @@ from serving.cache import fetch
 from serving.choice import hardware
 from serving.contract import manifest
 from serving.tasks import embed, rerank
-from serving.tasks.spec import load_spec
+from serving.tasks.table import load_spec
 
 ENGINES = ("engine.blob", "engine.onnx")
 ALL_KERNELS = 5000  # a limit prepares none twice: it runs the same batches over and over

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -18,7 +19,7 @@ from serving.http import listen
 from serving.settings.settings import load
 from serving.start import boot
 from serving.start.layout import Layout
-from serving.tasks.spec import Spec
+from serving.tasks.base import Spec
 from serving.watch import logs
 from serving.watch.metrics import Metrics
 
@@ -63,7 +64,7 @@ def main(rootfs: Path, port: int) -> int:
     vars(boot)["load_engines"] = null
     vars(boot)["prove"] = lambda *args: SimpleNamespace(min_cosine=1.0, num_items=0)
 
-    def start(metrics: Metrics, say: Callable[[str], None]) -> Service:
+    def start(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
         return boot.start(found, metrics, say)
 
     code: int = uvloop.run(listen.serve(listen.bind("127.0.0.1", port), start, Limits()))

@@ -26,8 +26,8 @@ from pipelines.plan.layout import graph
 from pipelines.store.files import file_digest, key_of, write_atomically
 from pipelines.store.store import Store
 from pipelines.plan.toolchain import NOT_INSTALLED, version_of
-from serving.tasks.base import TOWERS
 import msgspec
+from serving.tasks.table import TASKS
 
 # backend -> the distribution whose version an engine is bound to
 BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
@@ -83,7 +83,7 @@ def package_model(project: Project, steps: Graph, name: str, errors: Mapping[str
     candidates = [
         Candidate(
             row=p.row,
-            engines={tower: at(p.engine.of(tower)) for tower in TOWERS[model.task]},
+            engines={tower: at(p.engine.of(tower)) for tower in TASKS[model.task].towers},
             verdict=json.loads(at(p.verdict).read_bytes()),
             version=compiled_with(p, found),
         )

@@ -21,7 +21,7 @@ from pipelines.cli.demo_requests import ask
 from pipelines.errors import EngineryError
 from pipelines.image import package
 from serving.contract import manifest
-from serving.tasks.spec import load_spec
+from serving.tasks.table import load_spec
 
 READY_WITHIN_S = 60.0
 # No network but the published port, nothing writable but /tmp, no capabilities, a user id the image has never heard of.

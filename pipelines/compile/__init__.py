@@ -16,7 +16,8 @@ from pipelines.errors import CompileError
 from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult
 from serving.contract.profile import Precision, ShapeRange
-from serving.tasks.base import ONLY, TOWERS, file_stem, suffixed
+from serving.tasks.base import ONLY, file_stem, suffixed
+from serving.tasks.table import TASKS
 
 # The compiler of a SKU -> the function that makes its engine.
 COMPILERS: Mapping[str, Callable[[CompileOrder], Engine]] = {
@@ -35,7 +36,7 @@ def run(request: StageRequest) -> StageResult:
         raise CompileError(f"there is no compiler '{params['compiler']}'; one of {', '.join(COMPILERS)} is meant")
     outputs: dict[str, Path] = {}
     facts: dict[str, Any] = {}
-    for tower in TOWERS[params["task"]]:
+    for tower in TASKS[params["task"]].towers:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(dir=request.output_dir) as scratch:
             source = external_data.at_hand(request.inputs, suffixed("model.onnx", tower), Path(scratch))

@@ -32,11 +32,11 @@ from pipelines.measure.runner import (
 from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult
 from serving.contract.profile import Precision
-from serving.tasks.base import TOWERS, Tower, suffixed
+from serving.tasks.base import Tower, suffixed
 from serving.tasks.clip import ClipSpec, Encoder, load_golden
-from serving.tasks.spec import load_spec
+from serving.tasks.table import TASKS, load_spec
 
-TEXT, IMAGE = TOWERS["clip"]
+TEXT, IMAGE = TASKS["clip"].towers
 INVARIANCE_ITEMS, INVARIANCE_BATCH = 12, 24
 SPEED_PICTURES = 8  # at once: more only take longer on the machine of a factory
 GALLERY_PICTURES, GALLERY_CAPTIONS, GALLERY_PIXELS = 12, 3, 160  # what the report shows

@@ -43,7 +43,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     """metrics.json, or reference.json."""
     params, inputs = request.params, request.inputs
     precision = Precision(params["precision"])
-    spec = embed.load_spec(inputs["task.json"].read_bytes())
+    spec = embed.EmbedSpec.load(inputs["task.json"].read_bytes())
     (tower,) = spec.towers
     encoder = embed.Encoder(inputs["tokenizer.json"].read_bytes(), spec)
     labelled = _labelled(encoder, params, inputs)

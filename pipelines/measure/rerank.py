@@ -22,7 +22,6 @@ from pipelines.stage import StageRequest, StageResult
 from serving.contract.profile import Precision
 from serving.tasks import rerank
 from serving.tasks.base import Tower
-from serving.tasks.spec import load_spec
 
 INVARIANCE_PAIRS, INVARIANCE_BATCH, INVARIANCE_MAX_TOKENS = 16, 64, 96
 
@@ -31,8 +30,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     """metrics.json, or reference.json."""
     params, inputs = request.params, request.inputs
     precision = Precision(params["precision"])
-    spec = load_spec(inputs["task.json"].read_bytes())
-    assert isinstance(spec, rerank.RerankSpec)
+    spec = rerank.RerankSpec.load(inputs["task.json"].read_bytes())
     (tower,) = spec.towers
     encoder = rerank.Encoder(inputs["tokenizer.json"].read_bytes(), spec)
     labelled = _labelled(encoder, params, inputs)

@@ -15,7 +15,8 @@ from pipelines.plan.graph import Graph, Ref, RowPlan, Step
 from pipelines.plan.toolchain import cpu_model, serving_code, source_digest, versions
 from pipelines.plan.workers import WorkerRecord, has_gpu
 from serving.contract.profile import Precision
-from serving.tasks.base import TOWERS, suffixed
+from serving.tasks.base import suffixed
+from serving.tasks.table import TASKS
 
 # What executes a compiler's engine.
 BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
@@ -116,7 +117,7 @@ class _Layout:
 
     def towers(self, model: Model, name: str, ref: Ref) -> dict[str, Ref]:
         """An output of every tower as a step's inputs: {"engine.text": …, "engine.image": …}."""
-        return {suffixed(name, tower): ref.of(tower) for tower in TOWERS[model.task]}
+        return {suffixed(name, tower): ref.of(tower) for tower in TASKS[model.task].towers}
 
     def pictures(self, model: Model) -> dict[str, Any]:
         """What a step that reads the model's pictures must know of them; nothing for other tasks."""

@@ -23,7 +23,8 @@ from pipelines.recipes import RECIPES
 from pipelines.stage import StageRequest, StageResult
 from serving.backends.base import Inputs
 from serving.contract.profile import Precision
-from serving.tasks.base import ONLY, TOWERS, suffixed
+from serving.tasks.base import ONLY, suffixed
+from serving.tasks.table import TASKS
 
 CALIBRATED = (Precision.FP8, Precision.INT8)
 QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
@@ -41,7 +42,7 @@ def run(request: StageRequest) -> StageResult:
         raise QuantizeError(f"{precision} is no precision to quantize to; one of {', '.join(MAKERS)} is")
     outputs: dict[str, Path] = {}
     facts: dict[str, Any] = {}
-    for tower in TOWERS[request.params["task"]]:
+    for tower in TASKS[request.params["task"]].towers:
         name = suffixed("model.onnx", tower)
         batches = _calibration(request, tower) if precision in CALIBRATED else []
         files, found = _typed(request, name, precision, make, batches)

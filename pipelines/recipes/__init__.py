@@ -16,7 +16,7 @@ class Recipe(Protocol):
     def to_onnx(self, folder: Path, scratch: Path) -> Mapping[str, Any]:
         """A model folder -> an `onnx.ModelProto` in float32 for each tower, which gives the task's answer, (B, D).
 
-        The towers are those of serving.tasks.base.TOWERS. Axes that may vary are named B and T. scratch: an empty
+        The towers are those of serving.tasks.table.TASKS. Axes that may vary are named B and T. scratch: an empty
         folder for the exporter's files. Raises ExportError.
         """
 

@@ -17,10 +17,9 @@ from pipelines.recipes import clip_towers
 from serving.backends.base import Inputs
 from serving.contract.profile import ShapeRange
 from serving.tasks import base
-from serving.tasks.clip import ClipSpec, Encoder, GoldenClip, dump_golden
-from serving.tasks.spec import dump_spec, load_spec
+from serving.tasks.clip import TASK, ClipSpec, Encoder, GoldenClip, dump_golden
 
-TOWERS = base.TOWERS["clip"]
+TOWERS = TASK.towers
 to_onnx = clip_towers.to_onnx
 NUM_PROOF_TEXTS, NUM_PROOF_PICTURES = 32, 8  # they ship, and every server's start runs them
 MAX_PIXEL_DIFFERENCE = 1.0  # of 255, between the server's preprocessing and the model's own
@@ -57,7 +56,7 @@ def write_files(
         image_vectors=clip_towers.image_reference(model, pixels),
     )
     (output_dir / "tokenizer.json").write_bytes(raw_tokenizer)
-    (output_dir / "task.json").write_bytes(dump_spec(spec))
+    (output_dir / "task.json").write_bytes(spec.dump())
     (output_dir / "golden.json").write_bytes(dump_golden(golden))
     (output_dir / "proof.json").write_bytes(dump_golden(_part(golden, captions)))
     return {
@@ -80,8 +79,7 @@ def calibration(
     params: Mapping[str, Any],
 ) -> list[Inputs]:
     """One text or picture a batch: captions first, then other texts; or the pictures of the calibration split."""
-    spec = load_spec(task)
-    assert isinstance(spec, ClipSpec)
+    spec = ClipSpec.load(task)
     short = msgspec.structs.replace(spec, max_tokens=min(max_tokens, spec.max_tokens))
     towers = {each.name: each for each in spec.towers}
     encoder = Encoder(tokenizer, short)

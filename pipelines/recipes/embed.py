@@ -18,7 +18,7 @@ from pipelines.recipes.pooling_head import Head, matryoshka_of, max_tokens_of, r
 from serving.backends.base import Inputs
 from serving.contract.profile import ShapeRange
 from serving.tasks.base import ONLY
-from serving.tasks.embed import EmbedSpec, Encoder, Golden, collate, dump_golden, dump_spec, load_spec
+from serving.tasks.embed import EmbedSpec, Encoder, Golden, dump_golden
 
 TOWERS: tuple[str, ...] = (ONLY,)
 NUM_PROOF_TEXTS = 32
@@ -118,7 +118,7 @@ def write_files(
     golden = Golden(texts=golden_texts, vectors=reference(folder, head, encodings))
     spec = msgspec.structs.replace(spec, int8_range=_int8_range(golden))
     (output_dir / "tokenizer.json").write_bytes(raw_tokenizer)
-    (output_dir / "task.json").write_bytes(dump_spec(spec))
+    (output_dir / "task.json").write_bytes(spec.dump())
     (output_dir / "golden.json").write_bytes(dump_golden(golden))
     (output_dir / "proof.json").write_bytes(dump_golden(_spread(golden, [len(ids) for ids in encodings])))
     return {
@@ -165,10 +165,10 @@ def calibration(
 
     With the prefix of a passage, which is what an index is made of.
     """
-    spec = load_spec(task)
+    spec = EmbedSpec.load(task)
     short = msgspec.structs.replace(spec, max_tokens=min(max_tokens, spec.max_tokens))
     items = Encoder(tokenizer, short).encode(list(texts[:num_texts]), truncate="END", input_type="passage")
-    return [collate([item], short) for item in items]
+    return [short.towers[0].collate([item]) for item in items]
 
 
 def _max_tokens(folder: Path, asked: int | None, shapes: ShapeRange) -> int:

@@ -20,7 +20,6 @@ from serving.backends.base import Inputs
 from serving.contract.profile import ShapeRange
 from serving.tasks.base import ONLY
 from serving.tasks.rerank import Encoder, GoldenPairs, RerankSpec, dump_golden
-from serving.tasks.spec import dump_spec, load_spec
 
 TOWERS = (ONLY,)
 OPTIMUM_TASK = "text-classification"
@@ -116,7 +115,7 @@ def write_files(
     _check_tokens(tokenizer, pairs, items, spec)
     golden = GoldenPairs(pairs=pairs, scores=reference(folder, items, spec))
     (output_dir / "tokenizer.json").write_bytes(raw_tokenizer)
-    (output_dir / "task.json").write_bytes(dump_spec(spec))
+    (output_dir / "task.json").write_bytes(spec.dump())
     (output_dir / "golden.json").write_bytes(dump_golden(golden))
     (output_dir / "proof.json").write_bytes(dump_golden(_spread(golden, [item.shape[-1] for item in items])))
     return {
@@ -188,8 +187,7 @@ def calibration(
     params: Mapping[str, Any],
 ) -> list[Inputs]:
     """One pair a batch: the first words of a text as the query, that text or the next one as the passage."""
-    spec = load_spec(task)
-    assert isinstance(spec, RerankSpec)
+    spec = RerankSpec.load(task)
     short = msgspec.structs.replace(spec, max_tokens=min(max_tokens, spec.max_tokens))
     encoder, (tower_of_pairs,) = Encoder(tokenizer, short), short.towers
     batches = []

@@ -28,7 +28,8 @@ from pipelines.report.model import (
 )
 from pipelines.store.store import Record, Store
 from serving.contract.profile import Precision
-from serving.tasks.base import ONLY, TOWERS
+from serving.tasks.base import ONLY
+from serving.tasks.table import TASKS
 
 TOOLCHAIN = (
     "torch",
@@ -241,7 +242,7 @@ def comparable_speeds(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, An
             throughput_ratio=ratio,
         )
 
-    found = {row.name: [of(row, tower) for tower in TOWERS[row.model.task]] for row in rows}
+    found = {row.name: [of(row, tower) for tower in TASKS[row.model.task].towers] for row in rows}
     return {name: tuple(s for s in speeds if s is not None) for name, speeds in found.items() if any(speeds)}
 
 

@@ -25,7 +25,8 @@ from pipelines.shard import equivalence
 from pipelines.shard.axes import Axes, Axis
 from pipelines.stage import StageRequest, StageResult
 from serving.contract.profile import Precision
-from serving.tasks.base import ONLY, TOWERS
+from serving.tasks.base import ONLY
+from serving.tasks.table import TASKS
 
 DOMAIN, COLLECTIVE = "enginery", "DistCollective"
 # The modules whose weights are divided, as transformers names them in BERT's family and in Llama's.
@@ -36,7 +37,7 @@ ROWS = re.compile(r"/(output/dense|o_proj|down_proj|out_lin|lin2)$")
 def run(request: StageRequest) -> StageResult:
     """The stage: model.onnx -> rank0.onnx, rank1.onnx, …, whose answers together are those of model.onnx."""
     tp, precision, folder = int(request.params["tp"]), Precision(request.params["precision"]), request.output_dir
-    if TOWERS[request.params["task"]] != (ONLY,):
+    if TASKS[request.params["task"]].towers != (ONLY,):
         raise ShardError(f"tp {tp}: the task {request.params['task']} has several engines; build it with tp 1")
     scratch = folder / "scratch"
     scratch.mkdir()

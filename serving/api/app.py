@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serving.api import errors, management
-from serving.api.docs import page
-from serving.api.embeddings import embeddings
-from serving.api.openapi import openapi_json
-from serving.api.ranking import ranking, rerank
+from serving.api.documents.openapi import openapi_json
+from serving.api.documents.page import page
+from serving.api.routes.table import PATHS, POSTS
 from serving.api.state import Call, Limits, Response, Service, State
 from serving.batching.lanes import Timing
 from serving.watch.logs import FIELDS
@@ -37,25 +36,13 @@ ALWAYS: dict[str, Callable[[Call], Response]] = {
     "/docs": page,
 }
 # Answered once there is a service, while draining too.
-WHEN_LOADED: dict[str, Callable[[Call, Service], Response]] = {
+WHEN_LOADED: dict[str, Callable[[Call, Service[Any]], Response]] = {
     "/v1/models": management.models,
     "/v1/metadata": management.metadata,
     "/v1/manifest": management.manifest,
     "/v1/license": management.license_text,
 }
 METRICS = ("/v1/metrics", "/metrics")
-# Answered by the engine, for the tasks that they are of.
-POSTS: dict[str, Callable[[Call, Service], Awaitable[Response]]] = {
-    "/v1/embeddings": embeddings,
-    "/v1/ranking": ranking,
-    "/v1/rerank": rerank,
-    "/rerank": rerank,
-}
-ROUTES_OF = {
-    "embed": ("/v1/embeddings",),
-    "clip": ("/v1/embeddings",),
-    "rerank": ("/v1/ranking", "/v1/rerank", "/rerank"),
-}
 WATCH_AFTER_S = 0.02  # an answer that comes sooner is not worth a task that looks whether the client is still there
 UNKNOWN = "other"  # the route's label for every other path: labels must not come from requests
 
@@ -99,7 +86,7 @@ class App:
             seconds = time.monotonic() - started
             self.metrics.answered(route, status, seconds)
             self.metrics.prompt_tokens.inc(num_tokens)
-            if (route in POSTS or route == UNKNOWN) and (self.tracing is not None or log.isEnabledFor(logging.INFO)):
+            if (route in PATHS or route == UNKNOWN) and (self.tracing is not None or log.isEnabledFor(logging.INFO)):
                 fields: dict[str, Any] = {
                     "request_id": request_id,
                     "route": route,
@@ -110,7 +97,7 @@ class App:
                     "prompt_tokens": num_tokens,
                     "num_items": num_items,
                 }
-                if self.tracing is not None and route in POSTS:
+                if self.tracing is not None and route in PATHS:
                     fields["trace_id"] = self.tracing.record(
                         method=scope["method"],
                         route=route,
@@ -134,7 +121,7 @@ class App:
         else.
         """
         route = path.decode("latin-1")
-        if method != b"POST" or route not in POSTS or self.state.in_flight < self.limits.max_in_flight:
+        if method != b"POST" or route not in PATHS or self.state.in_flight < self.limits.max_in_flight:
             return None
         response = self._busy().response()
         self.metrics.answered(route, response.status, 0.0)
@@ -152,7 +139,7 @@ class App:
     ) -> Response:
         if route == UNKNOWN:
             raise errors.not_found()
-        if route in POSTS:
+        if route in PATHS:
             if method != "POST":
                 raise errors.not_allowed("POST")
             return await self._post(route, headers, receive, timing)
@@ -168,8 +155,9 @@ class App:
     async def _post(self, route: str, headers: dict[bytes, bytes], receive: Receive, timing: Timing) -> Response:
         service = self._service()
         task = service.spec.task
-        if route not in ROUTES_OF[task]:
-            raise errors.not_of_this_model(route, task, ROUTES_OF[task])
+        post = POSTS[task].get(route)
+        if post is None:
+            raise errors.not_of_this_model(route, task, tuple(POSTS[task]))
         _check_media(headers)
         if self.state.in_flight >= self.limits.max_in_flight:
             raise self._busy()
@@ -179,18 +167,18 @@ class App:
                 body = await _read_body(headers, receive, self.limits)
                 deadline.body_is_read()
                 call = Call(body=body, state=self.state, limits=self.limits, timing=timing)
-                return await POSTS[route](call, service)
+                return await post.answer(call, service)
         finally:
             self.state.in_flight -= 1
 
-    def _service(self, *, allow_draining: bool = False) -> Service:
+    def _service(self, *, allow_draining: bool = False) -> Service[Any]:
         if self.state.service is None or (self.state.draining and not allow_draining):
             raise errors.not_ready(f"not ready: {self.state.message}", draining=self.state.draining)
         return self.state.service
 
 
 def _route(path: str) -> str:
-    known = path in POSTS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
+    known = path in PATHS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
     return path if known else UNKNOWN
 
 

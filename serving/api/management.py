@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import orjson
 
@@ -31,7 +32,7 @@ def version(call: Call) -> Response:
     return Response(body=orjson.dumps({"release": service.release if service else "", "api": serving.__version__}))
 
 
-def models(call: Call, service: Service) -> Response:
+def models(call: Call, service: Service[Any]) -> Response:
     """One entry: the operator takes the id of the first whose root is itself. Other names are accepted, not listed."""
     name = service.names[0]
     model = {
@@ -46,7 +47,7 @@ def models(call: Call, service: Service) -> Response:
     return Response(body=orjson.dumps({"object": "list", "data": [model]}))
 
 
-def metadata(call: Call, service: Service) -> Response:
+def metadata(call: Call, service: Service[Any]) -> Response:
     profile = service.profile
     body = {
         "modelInfo": [{"modelUrl": service.model, "shortName": f"{service.names[0]}:{service.release}"}],
@@ -61,18 +62,18 @@ def metadata(call: Call, service: Service) -> Response:
     return Response(body=orjson.dumps(body))
 
 
-def manifest(call: Call, service: Service) -> Response:
+def manifest(call: Call, service: Service[Any]) -> Response:
     return Response(body=orjson.dumps({"manifest_file": service.manifest_text}))
 
 
-def license_text(call: Call, service: Service) -> Response:
-    found = _license(service)
-    if not found:
+def license_text(call: Call, service: Service[Any]) -> Response:
+    license_of_model = _license(service)
+    if not license_of_model:
         raise Problem(404, "not_found", "this image carries no license file")
-    return Response(body=orjson.dumps(found))
+    return Response(body=orjson.dumps(license_of_model))
 
 
-def _license(service: Service) -> dict[str, object]:
+def _license(service: Service[Any]) -> dict[str, object]:
     """Empty when the image has none: absent means unknown."""
     file = service.license_file
     if file is None or not file.is_file():

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic
 
 from serving.batching.encoders import EncoderPool
 from serving.batching.lanes import Lane, Timing
 from serving.contract.profile import Profile
-from serving.tasks.spec import Spec
+from serving.tasks.base import SpecT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Service:
+class Service(Generic[SpecT]):
     """A proved engine and everything a request needs of it."""
 
-    spec: Spec
+    spec: SpecT
     names: tuple[str, ...]  # that requests may use; the first is the one that answers carry
     model: str  # the manifest's
     release: str
     profile: Profile
     manifest_text: str
-    encoders: EncoderPool
+    encoders: EncoderPool[Any]  # the task's own
     lanes: Mapping[str, Lane]  # by tower
     created: int  # Unix seconds
     license_file: Path | None = None
@@ -34,7 +35,7 @@ class State:
     """Changes while the server starts and stops."""
 
     message: str = "starting"  # "loading: prove", "ready", "draining"
-    service: Service | None = None
+    service: Service[Any] | None = None
     draining: bool = False
     in_flight: int = 0  # requests for the engine being answered
 

@@ -9,11 +9,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from serving.tasks import clip, embed, rerank
-from serving.tasks.spec import Spec
-
+Encoder = TypeVar("Encoder")
 Result = TypeVar("Result")
 
 # The threads are here: the tokenizer's own would spin on the cores that the engine needs.
@@ -21,11 +19,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 GROUP_S = 0.0005  # results of this long are handed over together: each hand-over wakes the event loop
 
 
-class EncoderPool:
+class EncoderPool(Generic[Encoder]):
     """Threads that turn requests into items. The callers bound how much is handed in."""
 
-    def __init__(self, tokenizer: bytes, spec: Spec, num_threads: int) -> None:
-        self._tokenizer, self._spec = tokenizer, spec
+    def __init__(self, new_encoder: Callable[[], Encoder], num_threads: int) -> None:
+        """new_encoder: called once in each thread."""
+        self._new_encoder = new_encoder
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._serve, name=f"encoder-{n}", daemon=True) for n in range(num_threads)
@@ -33,13 +32,13 @@ class EncoderPool:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, work: Callable[[Any], Result]) -> Result:
-        """Give the work one thread's encoder, of the task's own class. Raises what the work raises."""
+    async def run(self, work: Callable[[Encoder], Result]) -> Result:
+        """Give the work one thread's encoder. Raises what the work raises."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.put(_Job(future, work, tells_result=True))
         return await future
 
-    def start(self, work: Callable[[Any], None], future: asyncio.Future[Any]) -> None:
+    def start(self, work: Callable[[Encoder], None], future: asyncio.Future[Any]) -> None:
         """The same for work that passes its result on by itself. The future gets what it raises, and nothing else.
 
         Nothing is done when the future has been cancelled before.
@@ -52,7 +51,7 @@ class EncoderPool:
             self._waiting.put(None)
 
     def _serve(self) -> None:
-        encoder = encoder_of(self._tokenizer, self._spec)
+        encoder = self._new_encoder()
         while (job := self._waiting.get()) is not None:
             told, until = [], time.monotonic() + GROUP_S
             while True:
@@ -101,11 +100,3 @@ def _give(jobs: list[_Job]) -> None:
             job.future.set_exception(job.error)
         else:
             job.future.set_result(job.result)
-
-
-def encoder_of(tokenizer: bytes, spec: Spec) -> embed.Encoder | rerank.Encoder | clip.Encoder:
-    if isinstance(spec, rerank.RerankSpec):
-        return rerank.Encoder(tokenizer, spec)
-    if isinstance(spec, clip.ClipSpec):
-        return clip.Encoder(tokenizer, spec)
-    return embed.Encoder(tokenizer, spec)

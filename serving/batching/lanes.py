@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,24 @@ from serving.batching.batcher import Batcher
 from serving.batching.encoders import EncoderPool
 from serving.batching.observing import Observer
 from serving.batching.tickets import Ticket
-from serving.tasks.base import Item, Tower
 
+Encoder = TypeVar("Encoder")
 Infer = Callable[[Inputs], NDArray[np.float32]]
+Item = NDArray[Any]
+
+
+class Collator(Protocol):
+    """How items become an engine's inputs, and what they cost it. A task's towers are such (serving.tasks.base)."""
+
+    @property
+    def max_batch(self) -> int:
+        """The most items that the engine takes at once."""
+
+    def collate(self, items: Sequence[Item], *, multiple: int = 1) -> Inputs:
+        """N items -> the engine's inputs, padded to a width that `multiple` divides."""
+
+    def cost(self, item: Item, *, multiple: int = 1) -> int:
+        """Of one item, in tokens, padding to `multiple` included."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +44,7 @@ class Timing:
     engine_s: float = 0.0  # in batches that held some of its items
 
 
-class _Entry(NamedTuple):
+class _TimedItem(NamedTuple):
     item: Item
     timing: Timing
 
@@ -40,12 +55,12 @@ class _Batch(NamedTuple):
 
 
 class Lane:
-    """A tower of the model, served."""
+    """One engine, served."""
 
     def __init__(
         self,
         *,
-        tower: Tower,
+        collator: Collator,
         infer: Infer,
         infer_alone: Infer | None = None,
         max_batch_items: int,
@@ -57,18 +72,18 @@ class Lane:
     ) -> None:
         """infer_alone: for a batch that nothing runs beside, where that is another way to run it.
 
-        multiple: see Tower.collate; more than 1 where every shape costs the engine something.
+        multiple: see Collator.collate; more than 1 where every shape costs the engine something.
 
-        max_batch_items: no more than the tower takes are put together anyhow.
+        max_batch_items: no more than the collator's max_batch are put together anyhow.
         """
-        self.tower, self.num_streams, self._multiple = tower, num_streams, multiple
-        self.batcher = Batcher[_Entry, _Batch](
+        self._collator, self._multiple = collator, multiple
+        self.batcher = Batcher[_TimedItem, _Batch](
             prepare=self._prepare,
             run=partial(self._run, infer),
             run_alone=infer_alone and partial(self._run, infer_alone),
-            cost=lambda entry: tower.cost(entry.item, multiple=multiple),
-            size=lambda entry: tower.cost(entry.item),
-            max_batch_items=min(max_batch_items, tower.max_batch),
+            cost=lambda entry: collator.cost(entry.item, multiple=multiple),
+            size=lambda entry: collator.cost(entry.item),
+            max_batch_items=min(max_batch_items, collator.max_batch),
             max_batch_cost=max_batch_cost,
             max_queue_items=max_queue_items,
             num_streams=num_streams,
@@ -81,20 +96,20 @@ class Lane:
         self.batcher.refuse_if_full(num_items)
 
     async def encode(
-        self, encoders: EncoderPool, work: Callable[[Any], Sequence[Item]], timing: Timing
+        self, encoders: EncoderPool[Encoder], work: Callable[[Encoder], Sequence[Item]], timing: Timing
     ) -> tuple[Sequence[Item], NDArray[np.float32]]:
         """Have a thread make N >= 1 items, and run them -> the items, and (N, D) in their order. Adds to timing.
 
         The thread queues the items itself: a way through the event loop would cost a request as much as its tokens.
         Raises what the work raises, and what Batcher.submit does.
         """
-        ticket = Ticket[_Entry].here()
+        ticket = Ticket[_TimedItem].here()
         items: Sequence[Item] = ()
 
-        def queue(encoder: object) -> None:
+        def queue(encoder: Encoder) -> None:
             nonlocal items
             items = work(encoder)
-            self.batcher.put(ticket, [_Entry(item, timing) for item in items])
+            self.batcher.put(ticket, [_TimedItem(item, timing) for item in items])
 
         encoders.start(queue, ticket.future)
         rows = await self._answer(ticket, timing)
@@ -102,11 +117,11 @@ class Lane:
 
     async def submit(self, items: Sequence[Item], timing: Timing) -> NDArray[np.float32]:
         """N >= 1 items -> (N, D), in their order. Adds to timing. Raises what Batcher.submit does."""
-        ticket = Ticket[_Entry].here()
-        self.batcher.put(ticket, [_Entry(item, timing) for item in items])
+        ticket = Ticket[_TimedItem].here()
+        self.batcher.put(ticket, [_TimedItem(item, timing) for item in items])
         return await self._answer(ticket, timing)
 
-    async def _answer(self, ticket: Ticket[_Entry], timing: Timing) -> NDArray[np.float32]:
+    async def _answer(self, ticket: Ticket[_TimedItem], timing: Timing) -> NDArray[np.float32]:
         before = timing.engine_s
         try:
             return await self.batcher.answer(ticket)
@@ -115,8 +130,8 @@ class Lane:
                 waited = time.monotonic() - ticket.since - (timing.engine_s - before)
                 timing.queue_s += max(0.0, waited)  # an engine that ran meanwhile for the same request counted there
 
-    def _prepare(self, entries: list[_Entry]) -> _Batch:
-        inputs = self.tower.collate([entry.item for entry in entries], multiple=self._multiple)
+    def _prepare(self, entries: list[_TimedItem]) -> _Batch:
+        inputs = self._collator.collate([entry.item for entry in entries], multiple=self._multiple)
         return _Batch(inputs, tuple({id(entry.timing): entry.timing for entry in entries}.values()))
 
     def _run(self, infer: Infer, batch: _Batch) -> NDArray[np.float32]:

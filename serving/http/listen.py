@@ -69,7 +69,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 async def serve(
     sock: socket.socket,
-    load: Callable[[Metrics, Callable[[str], None]], Service],
+    load: Callable[[Metrics, Callable[[str], None]], Service[Any]],
     limits: Limits,
     drain_s: float = DRAIN_S,
     *,
@@ -178,11 +178,11 @@ def _config(app: App, drain_s: float, tls: Tls | None = None) -> uvicorn.Config:
     return config
 
 
-def _in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], Service]) -> asyncio.Future[Service]:
+def _in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], Service[Any]]) -> asyncio.Future[Service[Any]]:
     """Run in a daemon thread: unlike an executor's, it does not hold the process when a signal comes while loading."""
-    future: asyncio.Future[Service] = loop.create_future()
+    future: asyncio.Future[Service[Any]] = loop.create_future()
 
-    def settle(result: Service | BaseException) -> None:
+    def settle(result: Service[Any] | BaseException) -> None:
         if not future.done():
             if isinstance(result, BaseException):
                 future.set_exception(result)
@@ -190,7 +190,7 @@ def _in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], Service]) -> 
                 future.set_result(result)
 
     def run() -> None:
-        result: Service | BaseException
+        result: Service[Any] | BaseException
         try:
             result = work()
         except BaseException as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,8 @@ from serving.settings.settings import Settings
 from serving.start.engines import load_engines
 from serving.start.layout import Layout
 from serving.start.prove import prove
-from serving.tasks.base import Tower
-from serving.tasks.spec import Spec, load_spec
+from serving.tasks.base import Spec, Tower
+from serving.tasks.table import TASKS, load_spec
 from serving.watch.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ MIN_BATCH_TOKENS, ALL_BATCH_TOKENS = 512, 2048  # of one of many streams, and of
 WIDTH_MULTIPLES = {"openvino": 4, "tensorrt-rtx": 8}
 
 
-def start(settings: Settings, metrics: Metrics, say: Callable[[str], None], machine: Machine | None = None) -> Service:
+def start(
+    settings: Settings, metrics: Metrics, say: Callable[[str], None], machine: Machine | None = None
+) -> Service[Any]:
     """Choose, verify, load, prove and warm up. say: told each phase. Raises ServingError when nothing may serve.
 
     A profile that fails is logged with its reason and the next one is tried, unless a person named the profile.
@@ -106,7 +109,7 @@ def _service(
     gpus: tuple[int, ...],
     metrics: Metrics,
     phase: _Phases,
-) -> Service:
+) -> Service[Any]:
     if profile.tp != 1:
         raise BackendError(f"{profile.name} spans {profile.tp} GPUs, this server runs engines of one")
     with phase("fetch"):
@@ -155,7 +158,10 @@ def _service(
         release=offered.release or spec.release,
         profile=profile,
         manifest_text=settings.manifest_path.read_text("utf-8"),
-        encoders=EncoderPool(tokenizer, spec, settings.num_tokenizers or max(1, min(4, machine.num_cpus // 2))),
+        encoders=EncoderPool(
+            partial(TASKS[spec.task].encoder, tokenizer, spec),
+            settings.num_tokenizers or max(1, min(4, machine.num_cpus // 2)),
+        ),
         lanes={
             tower.name: _lane(tower, engines[tower.name], layout, settings, metrics, on_gpu=on_gpu)
             for tower in spec.towers
@@ -168,7 +174,7 @@ def _service(
 
 def _lane(tower: Tower, engine: Backend, layout: Layout, settings: Settings, metrics: Metrics, *, on_gpu: bool) -> Lane:
     return Lane(
-        tower=tower,
+        collator=tower,
         infer=engine.infer,
         infer_alone=partial(engine.infer, alone=True) if layout.alone_threads else None,
         multiple=WIDTH_MULTIPLES.get(engine.name, 1),

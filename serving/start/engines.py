@@ -16,8 +16,7 @@ from serving.errors import BackendError
 from serving.settings.settings import Settings
 from serving.start import layout
 from serving.start.layout import Layout
-from serving.tasks.base import Tower, file_stem
-from serving.tasks.spec import Spec
+from serving.tasks.base import Spec, Tower, file_stem
 
 ENDINGS = (".plan", ".blob", ".onnx")
 SMALL_ENGINE_BYTES = 512 * 2**20  # one batch of such an engine leaves a GPU idle while it is copied and launched

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,24 +10,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.contract.profile import ShapeRange
-from serving.tasks.text import MAX_CHARS_PER_TOKEN, TextTooLong, TextTower, TextWithoutTokens, Truncate
+from serving.tasks.base import ONLY, Recorded, Spec, Task
+from serving.tasks.golden import compare_scores, dump_file, dump_rows, load_numbers
+from serving.tasks.text import (
+    TextTooLong,
+    TextWithoutTokens,
+    Truncate,
+    check_characters,
+    kept_characters,
+    load_tokenizer,
+)
+from serving.tasks.towers import TextTower
 
 
-class RerankSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="rerank"):
-    """task.json: what the server must know about a reranker beside its engine and tokenizer."""
+class RerankSpec(Spec, frozen=True, kw_only=True, tag="rerank"):
+    """task.json of a reranker."""
 
-    served_name: str
-    release: str
-    max_tokens: int  # of a query and its passage together, special tokens included
-    pad_token_id: int
     input_names: tuple[str, ...]
     output_name: str = "scores"  # (B, 1) logits
-    shapes: ShapeRange
-
-    @property
-    def task(self) -> str:
-        return "rerank"
 
     @property
     def towers(self) -> tuple[TextTower, ...]:
@@ -38,15 +37,10 @@ class RerankSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", ta
 
 
 class Encoder:
-    """Pairs to token ids. Use one per thread, as of the other tasks."""
+    """Pairs to token ids. Use one per thread."""
 
     def __init__(self, tokenizer: bytes, spec: RerankSpec) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_buffer(tokenizer)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._spec = spec
+        self._tokenizer, self._max_tokens = load_tokenizer(tokenizer), spec.max_tokens
         self._num_special = self._tokenizer.num_special_tokens_to_add(True)
 
     def encode(self, query: str, passages: Sequence[str], *, truncate: Truncate = "NONE") -> list[NDArray[np.int64]]:
@@ -55,24 +49,20 @@ class Encoder:
         END cuts passages from the right, START from the left; the query is cut, on the same side, only when it
         leaves no room for one token of a passage. Raises TextTooLong and TextWithoutTokens, with the passage's index.
         """
-        limit, max_chars = self._spec.max_tokens, self._spec.max_tokens * MAX_CHARS_PER_TOKEN
+        limit = self._max_tokens
         if truncate == "NONE":
-            for index, passage in enumerate(passages):
-                if (length := len(query) + len(passage)) > max_chars:
-                    raise TextTooLong(index=index, length=length, limit=limit, unit="characters")
+            check_characters((len(query) + len(passage) for passage in passages), limit)
         else:
-            side = slice(None, max_chars) if truncate == "END" else slice(-max_chars, None)
-            query, passages = query[side], [passage[side] for passage in passages]
+            kept = kept_characters(limit, truncate)
+            query, passages = query[kept], [passage[kept] for passage in passages]
         # Once, and not with each passage: a long query beside many passages is cheap to send.
-        asked = self._tokenizer.encode(query, add_special_tokens=False)
-        if truncate != "NONE" and len(asked.ids) > 2 * limit:
-            asked = self._tokenizer.encode(
-                _shortened(query, asked.offsets, 2 * limit, truncate), add_special_tokens=False
-            )
-        found = self._tokenizer.encode_batch_fast(list(passages), add_special_tokens=False)
+        query_tokens = self._tokenizer.encode(query, add_special_tokens=False)
+        if truncate != "NONE" and len(query_tokens.ids) > 2 * limit:
+            query = _shortened(query, query_tokens.offsets, 2 * limit, truncate)
+            query_tokens = self._tokenizer.encode(query, add_special_tokens=False)
         items = []
-        for index, passage_tokens in enumerate(found):
-            pair = self._tokenizer.post_process(asked, passage_tokens)
+        for index, tokens in enumerate(self._tokenizer.encode_batch_fast(list(passages), add_special_tokens=False)):
+            pair = self._tokenizer.post_process(query_tokens, tokens)
             item = np.array([pair.ids, pair.type_ids], dtype=np.int64)
             excess = item.shape[1] - limit
             if item.shape[1] <= self._num_special:
@@ -115,13 +105,13 @@ class GoldenPairs:
 
 class _GoldenFile(msgspec.Struct, frozen=True, kw_only=True):
     pairs: tuple[tuple[str, str], ...]
-    scores: str  # base64 of little-endian float32 (N,)
+    scores: str
 
 
 def load_golden(data: bytes) -> GoldenPairs:
     """Read golden.json or proof.json. Raises ValueError when its parts do not fit together."""
     file = msgspec.json.decode(data, type=_GoldenFile)
-    scores = np.frombuffer(base64.b64decode(file.scores, validate=True), dtype="<f4").astype(np.float32)
+    scores = load_numbers(file.scores)
     if scores.size != len(file.pairs):
         raise ValueError(f"golden outputs hold {scores.size} scores for {len(file.pairs)} pairs")
     return GoldenPairs(pairs=file.pairs, scores=scores)
@@ -131,7 +121,13 @@ def dump_golden(golden: GoldenPairs) -> bytes:
     """Write golden outputs in canonical bytes."""
     if golden.scores.shape != (len(golden.pairs),):
         raise ValueError(f"{len(golden.pairs)} pairs with scores of shape {golden.scores.shape}")
-    raw = np.ascontiguousarray(golden.scores, dtype="<f4").tobytes()
-    return msgspec.json.encode(
-        _GoldenFile(pairs=golden.pairs, scores=base64.b64encode(raw).decode("ascii")), order="sorted"
-    )
+    return dump_file(_GoldenFile(pairs=golden.pairs, scores=dump_rows(golden.scores)))
+
+
+def _recorded(data: bytes, encoder: Encoder) -> tuple[Recorded, ...]:
+    golden = load_golden(data)
+    items = [encoder.encode(query, [passage], truncate="END")[0] for query, passage in golden.pairs]
+    return (Recorded(ONLY, items, golden.scores[:, None]),)
+
+
+TASK = Task(spec=RerankSpec, towers=(ONLY,), encoder=Encoder, recorded=_recorded, compare=compare_scores)

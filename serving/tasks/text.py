@@ -1,16 +1,12 @@
-"""Texts as token arrays: what every task that reads text shares. Knows padding and limits, no task's meaning."""
+"""Texts to token ids, within limits: what every task that reads text shares."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
-
-from serving.backends.base import Inputs
-from serving.contract.profile import ShapeRange
-from serving.tasks.base import ONLY, Item
+from numpy.typing import NDArray
 
 Truncate = Literal["NONE", "START", "END"]
 InputType = Literal["query", "passage"]
@@ -45,46 +41,63 @@ class TextWithoutTokens(ValueError):
         super().__init__(f"input {index} is empty or holds no token of this model; send some text")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextTower:
-    """An engine that reads token ids, (B, T) int64 each. An item is (T,) ids, or (2, T): ids and token types."""
+def load_tokenizer(data: bytes) -> Any:
+    """tokenizer.json -> a tokenizer that neither pads nor truncates."""
+    from tokenizers import Tokenizer
 
-    name: str = ONLY
-    dimension: int
-    pad_token_id: int
-    input_names: tuple[str, ...]  # ("input_ids", "attention_mask", "token_type_ids")
-    shapes: ShapeRange
-
-    @property
-    def max_batch(self) -> int:
-        return self.shapes.max[0]
-
-    def collate(self, items: Sequence[Item], *, multiple: int = 1) -> Inputs:
-        """N items -> the engine's inputs, each (N, T): padded on the right to the longest."""
-        width = max(max(self.cost(item, multiple=multiple) for item in items), self.shapes.min[1])
-        ids = np.full((len(items), width), self.pad_token_id, dtype=np.int64)
-        mask, types = np.zeros_like(ids), np.zeros_like(ids)
-        for row, item in enumerate(items):
-            length = item.shape[-1]
-            ids[row, :length] = item if item.ndim == 1 else item[0]
-            mask[row, :length] = 1
-            if item.ndim == 2:
-                types[row, :length] = item[1]
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        return {name: arrays[name] for name in self.input_names}
-
-    def cost(self, item: Item, *, multiple: int = 1) -> int:
-        return round_up(item.shape[-1], multiple, self.shapes.max[1])
-
-    def sample(self, num_items: int, num_tokens: int) -> list[Item]:
-        return [np.full(num_tokens, self.pad_token_id, dtype=np.int64)] * num_items
+    tokenizer = Tokenizer.from_buffer(data)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
-def round_up(num_tokens: int, multiple: int, most: int) -> int:
-    """The next step, but no more than the engine's largest T, nor less than the tokens.
+def check_characters(lengths: Iterable[int], max_tokens: int) -> None:
+    """Raise TextTooLong for the first text of so many characters that cannot fit."""
+    for index, length in enumerate(lengths):
+        if length > max_tokens * MAX_CHARS_PER_TOKEN:
+            raise TextTooLong(index=index, length=length, limit=max_tokens, unit="characters")
 
-    A step is `multiple` tokens, of texts of 64 tokens and more an eighth of their length's power of two, and no more
-    than four multiples: an engine prepares kernels for each width and keeps them, and a third of the widths cost 3 %.
-    """
-    step = min(4 * multiple, max(multiple, (1 << num_tokens.bit_length() >> 4))) if multiple > 1 else 1
-    return max(num_tokens, min(-(-num_tokens // step) * step, most))
+
+def kept_characters(max_tokens: int, truncate: Truncate) -> slice:
+    """The part of a text that truncation can leave: no more than this is tokenised."""
+    max_chars = max_tokens * MAX_CHARS_PER_TOKEN
+    return slice(None, max_chars) if truncate == "END" else slice(-max_chars, None)
+
+
+class TextEncoder:
+    """Texts to token ids. Not thread-safe: the tokenizer holds its truncation setting, so use one per thread."""
+
+    def __init__(self, tokenizer: bytes, max_tokens: int) -> None:
+        self._tokenizer, self._max_tokens = load_tokenizer(tokenizer), max_tokens
+
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = "NONE", prefix: str = "") -> list[NDArray[np.int64]]:
+        """N texts -> N arrays (T,) of token ids, the prefix before each and special tokens included, in order.
+
+        Raises TextTooLong (truncate NONE) and TextWithoutTokens.
+        """
+        limit = self._max_tokens
+        if truncate == "NONE":
+            check_characters(map(len, texts), limit)
+            self._tokenizer.no_truncation()
+        else:
+            kept = kept_characters(limit, truncate)
+            texts = [text[kept] for text in texts]
+            if prefix and truncate == "START":  # the model needs its prefix: make room for it instead of cutting it off
+                texts = [self._tail(text, prefix) for text in texts]
+            self._tokenizer.enable_truncation(limit, direction="right" if prefix or truncate == "END" else "left")
+        encodings = self._tokenizer.encode_batch_fast([prefix + text for text in texts])
+        items = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        for index, ids in enumerate(items):
+            if ids.size == 0:
+                raise TextWithoutTokens(index)
+            if ids.size > limit:
+                raise TextTooLong(index=index, length=int(ids.size), limit=limit)
+        return items
+
+    def _tail(self, text: str, prefix: str) -> str:
+        """The end of a text that fits behind its prefix."""
+        self._tokenizer.no_truncation()
+        num_prefix = len(self._tokenizer.encode(prefix, add_special_tokens=False).ids)
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        num_kept = max(1, self._max_tokens - self._tokenizer.num_special_tokens_to_add(False) - num_prefix)
+        return text if len(offsets) <= num_kept else text[offsets[-num_kept][0] :]

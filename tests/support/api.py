@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,7 +17,8 @@ from serving.batching.encoders import EncoderPool
 from serving.batching.lanes import Infer, Lane
 from serving.contract.profile import Profile
 from serving.http import listen
-from serving.tasks.spec import Spec
+from serving.tasks.base import Spec
+from serving.tasks.table import TASKS
 from serving.watch.metrics import Metrics
 from serving.watch.tracing import Tracing
 from tests.support.profiles import GENERIC
@@ -38,10 +40,10 @@ class Server:
     ) -> None:
         spec = spec or model.spec
         self.metrics = Metrics()
-        self.encoders = EncoderPool(model.tokenizer, spec, 2)
+        self.encoders = EncoderPool(partial(TASKS[spec.task].encoder, model.tokenizer, spec), 2)
         self.lanes = {
             tower.name: Lane(
-                tower=tower,
+                collator=tower,
                 infer=infer or model.backend(tower.name).infer,
                 max_batch_items=tower.max_batch,
                 max_batch_cost=256,

@@ -23,7 +23,7 @@ from serving.backends.openvino import import_openvino
 from serving.contract import manifest
 from serving.contract.profile import Precision, Profile, ProfileFile, ShapeRange
 from serving.start.prove import rows
-from serving.tasks.embed import EmbedSpec, Encoder, Golden, dump_golden, dump_spec
+from serving.tasks.embed import EmbedSpec, Encoder, Golden, dump_golden
 
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{n}" for n in range(96)))
 DIMENSION = 16
@@ -44,7 +44,7 @@ class Tiny:
         return {
             engine_name: engine,
             "tokenizer.json": self.tokenizer,
-            "task.json": dump_spec(self.spec),
+            "task.json": self.spec.dump(),
             "proof.json": dump_golden(self.golden),
         }
 

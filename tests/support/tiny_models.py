@@ -22,8 +22,7 @@ from serving.backends.onnxruntime import load as load_onnx
 from serving.contract.profile import Precision, ShapeRange
 from serving.start.prove import rows
 from serving.tasks import clip, rerank
-from serving.tasks.base import ONLY, file_stem
-from serving.tasks.spec import Spec, dump_spec
+from serving.tasks.base import ONLY, Spec, file_stem
 from tests.support.profiles import MAX_TOKENS, WORDS, Tiny, tiny_onnx, tiny_tokenizer
 
 DIMENSION = 16
@@ -43,7 +42,7 @@ class Model:
     def files(self) -> dict[str, bytes]:
         """Of its generic profile."""
         engines = {f"{file_stem(tower)}.onnx": engine for tower, engine in self.engines.items()}
-        task = dump_spec(self.spec)
+        task = self.spec.dump()
         return {**engines, "tokenizer.json": self.tokenizer, "task.json": task, "proof.json": self.proof}
 
     def backend(self, tower: str) -> OnnxRuntime:

@@ -14,7 +14,7 @@ import pytest
 from pipelines.errors import ExportError
 from pipelines.export import canonicalize
 from pipelines.recipes import embed, pooling_head
-from serving.tasks.embed import Encoder, collate, load_golden, load_spec
+from serving.tasks.embed import EmbedSpec, Encoder, load_golden
 from tests.support.families import write_head
 from tests.support.models import EXPORT_PARAMS, RunStage, body
 
@@ -61,12 +61,12 @@ def test_the_axes_are_called_b_and_t_and_the_answer_embeddings(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_exported_model_answers_as_the_original_does(exported: Mapping[str, Path]) -> None:
-    spec = load_spec(exported["task.json"].read_bytes())
+    spec = EmbedSpec.load(exported["task.json"].read_bytes())
     golden = load_golden(exported["golden.json"].read_bytes())
     items = Encoder(exported["tokenizer.json"].read_bytes(), spec).encode(golden.texts, truncate="END")
     session = _session(exported["model.onnx"])
-    [alone] = session.run(None, dict(collate(items[5:6], spec)))
-    [together] = session.run(None, dict(collate(items, spec)))
+    [alone] = session.run(None, dict(spec.towers[0].collate(items[5:6])))
+    [together] = session.run(None, dict(spec.towers[0].collate(items)))
     np.testing.assert_allclose((together * golden.vectors).sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(alone[0], together[5], atol=1e-5)
     assert np.ptp(golden.vectors @ golden.vectors.T) > 0.1, "all texts look alike: nothing was tested"
@@ -74,7 +74,7 @@ def test_the_exported_model_answers_as_the_original_does(exported: Mapping[str, 
 
 @pytest.mark.slow
 def test_the_task_file_holds_what_the_server_must_know(exported: Mapping[str, Path], tiny_model: Path) -> None:
-    spec = load_spec(exported["task.json"].read_bytes())
+    spec = EmbedSpec.load(exported["task.json"].read_bytes())
     assert (spec.dimension, spec.max_tokens, spec.pad_token_id) == (64, 64, 0)
     assert (spec.query_prefix, spec.passage_prefix) == ("query: ", "passage: ")
     assert spec.input_names == ("input_ids", "attention_mask", "token_type_ids")
@@ -112,7 +112,7 @@ def test_a_model_without_a_fast_tokenizer_is_refused(tiny_model: Path, texts_jso
 
 @pytest.mark.slow
 def test_a_tokenizer_that_is_not_whole_in_its_file_is_refused(exported: Mapping[str, Path], tmp_path: Path) -> None:
-    spec = load_spec(exported["task.json"].read_bytes())
+    spec = EmbedSpec.load(exported["task.json"].read_bytes())
     encoder = Encoder(exported["tokenizer.json"].read_bytes(), spec)
     with pytest.raises(ExportError, match="other tokens than transformers for 'the file'"):
         embed._check_encoder(encoder, ["the file"], [[1, 2, 3]])

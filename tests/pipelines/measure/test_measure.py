@@ -24,7 +24,7 @@ from serving.backends import load
 from serving.backends.base import LoadOptions
 from serving.contract.profile import Precision
 from serving.start.prove import rows
-from serving.tasks.embed import Encoder, Golden, dump_golden, dump_spec
+from serving.tasks.embed import Encoder, Golden, dump_golden
 from tests.support.models import write_onnx
 from tests.support.profiles import Tiny, make_tiny
 
@@ -47,7 +47,7 @@ def inputs(tiny: Tiny, tmp_path: Path) -> dict[str, Path]:
         "engine": tiny.onnx,
         "fp32.onnx": tiny.onnx,
         "tokenizer.json": tiny.tokenizer,
-        "task.json": dump_spec(tiny.spec),
+        "task.json": tiny.spec.dump(),
         "golden.json": dump_golden(tiny.golden),
         "texts.json": json.dumps(texts).encode(),
     }
@@ -179,7 +179,7 @@ def test_an_fp8_graph_is_judged_on_this_cpu(measured: Measure, tiny: Tiny, tmp_p
         **{
             "engine": fp8,
             "fp32.onnx": fp32,
-            "task.json": dump_spec(spec),
+            "task.json": spec.dump(),
             "golden.json": dump_golden(Golden(texts=tiny.golden.texts, vectors=vectors)),
         },
     )

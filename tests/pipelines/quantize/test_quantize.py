@@ -13,7 +13,7 @@ import pytest
 from pipelines.errors import QuantizeError
 from pipelines.quantize import Reader, scrub
 from serving.contract.profile import Precision
-from serving.tasks.embed import Encoder, collate, load_golden, load_spec
+from serving.tasks.embed import EmbedSpec, Encoder, load_golden
 from tests.support.models import RunStage, body
 
 INPUTS = ("model.onnx", "tokenizer.json", "task.json")
@@ -54,12 +54,12 @@ def test_a_typed_onnx_keeps_its_inputs_and_close_to_the_reference(
         assert weights == {onnx.TensorProto.BFLOAT16}
         return
     golden = load_golden(exported["golden.json"].read_bytes())
-    spec = load_spec(exported["task.json"].read_bytes())
+    spec = EmbedSpec.load(exported["task.json"].read_bytes())
     items = Encoder(exported["tokenizer.json"].read_bytes(), spec).encode(golden.texts, truncate="END")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    [vectors] = session.run(None, dict(collate(items, spec)))
+    [vectors] = session.run(None, dict(spec.towers[0].collate(items)))
     assert (vectors * golden.vectors).sum(axis=1).min() > min_cosine
 
 

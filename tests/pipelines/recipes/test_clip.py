@@ -17,7 +17,7 @@ from pipelines.errors import ExportError, GateError
 from pipelines.recipes import clip, clip_towers
 from pipelines.stage import StageRequest, StageResult
 from serving.tasks.clip import ClipSpec, GoldenClip, load_golden
-from serving.tasks.spec import load_spec
+from serving.tasks.table import load_spec
 from tests.support.clips import DIMENSION, MAX_TOKENS, SHAPES, SIDE, draw, save_clip
 
 TEXTS = {"golden": [f"a text that is {n} characters long" * (n % 4 + 1) for n in range(20)], "calibration": ["x", "yy"]}

@@ -25,7 +25,7 @@ from pipelines.stage import StageRequest, StageResult
 from serving.contract.profile import Precision, ShapeRange
 from serving.start import prove
 from serving.tasks.rerank import Encoder, GoldenPairs, RerankSpec, load_golden
-from serving.tasks.spec import load_spec
+from serving.tasks.table import load_spec
 from tests.support.families import FAMILIES, rewrite, write_family
 from tests.support.models import SHAPES
 

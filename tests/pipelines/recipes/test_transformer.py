@@ -22,7 +22,7 @@ from pipelines.recipes import embed, transformer
 from pipelines.recipes.pooling_head import ACTIVATIONS
 from pipelines.stage import StageRequest
 from serving.start import prove
-from serving.tasks.embed import EmbedSpec, Encoder, Golden, collate, load_golden, load_spec
+from serving.tasks.embed import EmbedSpec, Encoder, Golden, load_golden
 from tests.support.families import FAMILIES, SMALL, rewrite, write_family, write_head
 from tests.support.models import EXPORT_PARAMS, SHAPES, RunStage
 
@@ -37,7 +37,7 @@ class Family:
     def __init__(self, folder: Path, outputs: Outputs) -> None:
         self.folder, self.outputs = folder, outputs
         self.tokenizer = outputs["tokenizer.json"].read_bytes()
-        self.spec: EmbedSpec = load_spec(outputs["task.json"].read_bytes())
+        self.spec: EmbedSpec = EmbedSpec.load(outputs["task.json"].read_bytes())
         self.golden: Golden = load_golden(outputs["golden.json"].read_bytes())
         self.items = Encoder(self.tokenizer, self.spec).encode(self.golden.texts, truncate="END")
 
@@ -90,7 +90,7 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
 
 def run_onnx(path: Path, spec: EmbedSpec, items: Sequence[NDArray[Any]]) -> Vectors:
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, dict(collate(items, spec)))[0])
+    return np.asarray(session.run(None, dict(spec.towers[0].collate(items)))[0])
 
 
 @pytest.mark.slow
@@ -100,8 +100,8 @@ def test_each_family_answers_as_pytorch_does_alone_and_in_a_padded_batch(
 ) -> None:
     family = family_of(name)
     session = onnxruntime.InferenceSession(family.outputs["model.onnx"], providers=["CPUExecutionProvider"])
-    [together] = session.run(None, dict(collate(family.items, family.spec)))
-    alone = np.concatenate([session.run(None, dict(collate([item], family.spec)))[0] for item in family.items])
+    [together] = session.run(None, dict(family.spec.towers[0].collate(family.items)))
+    alone = np.concatenate([session.run(None, dict(family.spec.towers[0].collate([item])))[0] for item in family.items])
     assert len({item.size for item in family.items}) > 10, "all texts are of one length: no padding was tested"
     assert family.cosines(alone).min() >= 0.9999
     assert family.cosines(together).min() >= 0.9999
@@ -155,7 +155,7 @@ def test_each_family_is_quantized_to_fp16_and_compiled(
     family = family_of(name)
     typed = run_stage("quantize", {"task": "embed", "precision": "fp16"}, family.outputs).outputs["model.onnx"]
     # The reference evaluator computes in fp16 what is fp16; ONNX Runtime's CPU kernels do it in fp32.
-    inputs = dict(collate(family.items[:16], family.spec))
+    inputs = dict(family.spec.towers[0].collate(family.items[:16]))
     [vectors] = ReferenceEvaluator(onnx.load(typed)).run(None, inputs)
     assert family.cosines(vectors).min() >= 0.999
     order = {"task": "embed", "shapes": SHAPES, "tp": 1}
@@ -170,7 +170,7 @@ def test_each_family_is_quantized_to_fp16_and_compiled(
         [found] = (
             ov.Core()
             .import_model(blob, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
-                dict(collate(family.items[:4], family.spec))
+                dict(family.spec.towers[0].collate(family.items[:4]))
             )
             .values()
         )
@@ -203,7 +203,7 @@ def test_a_decoder_whose_states_are_large_keeps_its_answers_in_fp16(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     family = export(folder, texts_json, tmp_path)
     typed = run_stage("quantize", {"task": "embed", "precision": "fp16"}, family.outputs).outputs["model.onnx"]
-    [vectors] = ReferenceEvaluator(onnx.load(typed)).run(None, dict(collate(family.items[:8], family.spec)))
+    [vectors] = ReferenceEvaluator(onnx.load(typed)).run(None, dict(family.spec.towers[0].collate(family.items[:8])))
     assert family.cosines(vectors).min() >= 0.999
 
 

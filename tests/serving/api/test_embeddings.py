@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.api.embeddings import MAX_IMAGES
+from serving.api.routes.clip import MAX_IMAGES
 from serving.api.state import Limits
 from serving.backends.base import Inputs
 from serving.start.prove import rows

@@ -21,7 +21,7 @@ from serving.backends.base import Backend, Inputs, LoadOptions
 from serving.backends.checks import InputSpec, check_inputs, engine_problems
 from serving.contract.profile import Precision
 from serving.errors import BackendError
-from serving.tasks.embed import Encoder, collate
+from serving.tasks.embed import Encoder
 from tests.support.profiles import DIMENSION, Tiny, tiny_blob
 from tests.support.tiny_models import IMAGE_SIZE, picture_onnx
 
@@ -34,7 +34,7 @@ def backend(request: pytest.FixtureRequest, tiny: Tiny) -> Backend:
 
 
 def inputs(tiny: Tiny, *texts: str) -> Inputs:
-    return collate(Encoder(tiny.tokenizer, tiny.spec).encode(texts), tiny.spec)
+    return tiny.spec.towers[0].collate(Encoder(tiny.tokenizer, tiny.spec).encode(texts))
 
 
 def test_each_backend_reproduces_the_golden_outputs_alone_and_in_a_batch(backend: Backend, tiny: Tiny) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from serving.backends.base import Inputs
 from serving.contract.profile import ShapeRange
 from serving.start.layout import Layout, choose, recall, remember
-from serving.tasks.text import TextTower
+from serving.tasks.towers import TextTower
 
 TOWER = TextTower(
     dimension=2,

@@ -17,7 +17,7 @@ from serving.start.prove import MAX_BATCH, MAX_BATCH_COST, Infer, ProofReport, p
 from serving.tasks import clip, rerank
 from serving.tasks.base import ONLY
 from serving.tasks.embed import Golden, dump_golden
-from serving.tasks.text import TextTower
+from serving.tasks.towers import TextTower
 from tests.support.profiles import Tiny
 from tests.support.tiny_models import Model, reranker, see_and_read
 

@@ -210,7 +210,7 @@ def test_pillow_is_not_imported_before_a_picture_comes() -> None:
     code = (
         "import sys\nfrom serving import backends\nfrom serving.batching import encoders\n"
         "from serving.start import prove\n"
-        "from serving.tasks import spec, images\n"
+        "from serving.tasks import table, images\n"
         "try: images.preprocess(b'x', index=0, size=8, mean=(0, 0, 0), std=(1, 1, 1))\n"
         "except images.BadImage: pass\n"
         "sys.exit('PIL' in sys.modules)"

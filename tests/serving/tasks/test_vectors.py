@@ -85,3 +85,14 @@ def test_scores_and_vectors_of_another_shape_are_refused(shape: tuple[int, ...])
         check_scores(wrong, 3)
     with pytest.raises(BadVectors, match="for 3 items of dimension 1"):
         check_vectors(wrong, 3, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_vectors_that_are_zero_or_not_finite_must_not_be_served(bad: float) -> None:
+    vectors = np.ones((3, 16), np.float32)
+    check_vectors(vectors, 3, 16)
+    vectors[1] = bad
+    with pytest.raises(BadVectors, match="1 of 3 vectors"):
+        check_vectors(vectors, 3, 16)
+    with pytest.raises(BadVectors, match="for 3 items of dimension 16"):
+        check_vectors(vectors[:, :4], 3, 16)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.batching.observing import Ran
-from serving.tasks.base import TOWERS
+from serving.tasks.table import TASKS
 from serving.watch.metrics import Metrics
 
 # NVML's calls that the gauges make, as a library that the real nvidia-ml-py loads. The second GPU tells no energy.
@@ -82,7 +82,7 @@ def test_the_process_and_its_interpreter_are_told_of() -> None:
 
 def test_a_batch_leaves_its_figures_under_its_tower() -> None:
     metrics = Metrics()
-    for tower in TOWERS["clip"]:
+    for tower in TASKS["clip"].towers:
         metrics.lane(tower)
     image = metrics.lane("image")
     image.watch_queue(lambda: 3)

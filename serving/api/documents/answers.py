@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Schema = dict[str, Any]
+from serving.api.documents.schema import Schema, closed, ref
 
 TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
-
-
-def closed(properties: Schema, *optional: str, description: str = "") -> Schema:
-    """An object with these properties and no others."""
-    about = {"description": description} if description else {}
-    return {
-        **about,
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
-
-
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
 
 _USAGE = {"prompt_tokens": COUNT, "total_tokens": COUNT}
 _DETAIL = closed(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import orjson
 
 import serving
-from serving.api.answer_schemas import SCHEMAS, Schema, ref
-from serving.api.request_schemas import Facts, facts_of, request_schemas
+from serving.api.documents.answers import SCHEMAS
+from serving.api.documents.requests import Facts, facts_of, request_schemas
+from serving.api.documents.schema import Schema, ref
+from serving.api.routes.base import Post
 from serving.api.state import Call, Response
 
 JSON = "application/json"
@@ -36,9 +39,6 @@ ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {  # status -> when, its values
     503: ("The server is loading or shutting down.", ("not_ready",)),
     504: ("No answer within the deadline.", ("deadline_exceeded",)),
 }
-_PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTp8WgAAAABJRU5ErkJggg=="
-)
 
 
 def openapi_json(call: Call) -> Response:
@@ -53,12 +53,13 @@ def _dumped(facts: Facts) -> bytes:
 @lru_cache(maxsize=4)
 def document(facts: Facts) -> Schema:
     """The whole document. Do not change it: it is kept."""
+    model = facts.names[0] if facts.names else "MODEL"
     return {
         "openapi": "3.1.0",
         "info": {"title": "Enginery", "version": serving.__version__, "description": ABOUT},
         "servers": [{"url": "/"}],
         "tags": [{"name": "inference"}, {"name": "management"}],
-        "paths": {**_posts(facts), **_gets()},
+        "paths": {**{path: _post(post, model) for path, post in facts.posts.items()}, **_gets()},
         "components": {"schemas": {**SCHEMAS, **request_schemas(facts)}, "headers": _HEADERS},
     }
 
@@ -69,43 +70,15 @@ _HEADERS: Schema = {
 }
 
 
-def _posts(facts: Facts) -> Schema:
-    """The routes of the model's task, with examples that this server answers."""
-    name = facts.names[0] if facts.names else "MODEL"
-    query, first, second = "What is an engine?", "Bread is baked.", "An engine is a compiled model."
-    texts: Schema = {"model": name, "input": ["a red circle", _PIXEL] if facts.task == "clip" else [first, second]}
-    if facts.task != "clip":
-        texts["input_type"] = "passage"
-    pairs = {"model": name, "query": {"text": query}, "passages": [{"text": first}, {"text": second}]}
-    documents = {"model": name, "query": query, "documents": [first, second], "top_n": 1}
-    scores = {"oneOf": [ref("RerankResults"), ref("RerankScores")]}
-    embed = {
-        "/v1/embeddings": _post(
-            "embeddings", "Turn texts or pictures into vectors", "EmbeddingRequest", texts, ref("Embeddings")
-        )
-    }
-    rank = {
-        "/v1/ranking": _post("ranking", "Rank passages, as NIM does", "RankingRequest", pairs, ref("Rankings")),
-        "/v1/rerank": _post("rerank", "Rank documents, as Cohere and Jina do", "RerankRequest", documents, scores),
-        "/rerank": _post(
-            "rerankTexts",
-            "The same route, where text-embeddings-inference has it",
-            "RerankRequest",
-            {"query": query, "texts": [first, second]},
-            scores,
-        ),
-    }
-    return {"embed": embed, "clip": embed, "rerank": rank, None: embed | rank}[facts.task]
-
-
-def _post(operation: str, summary: str, request: str, example: Schema, answer: Schema) -> Schema:
-    body = {"required": True, "content": {JSON: {"schema": ref(request), "example": example}}}
-    responses = {"200": _answer("The answer.", answer)} | {str(status): _refusal(status) for status in ERRORS}
+def _post(post: Post[Any], model: str) -> Schema:
+    """With an example that this server answers."""
+    body = {"required": True, "content": {JSON: {"schema": ref(post.request.__name__), "example": post.example(model)}}}
+    responses = {"200": _answer("The answer.", post.answers)} | {str(status): _refusal(status) for status in ERRORS}
     return {
         "post": {
-            "operationId": operation,
+            "operationId": post.operation,
             "tags": ["inference"],
-            "summary": summary,
+            "summary": post.summary,
             "requestBody": body,
             "responses": responses,
         }

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
 
 from serving.api.errors import Problem, invalid
-from serving.api.state import Service
 from serving.tasks.text import InputType, Truncate
 
-_SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "passage"}
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 _MAX_SHOWN = 100  # characters of a name in a message
 
@@ -51,22 +50,21 @@ def check_texts(texts: list[str], max_inputs: int, field: str) -> None:
             raise invalid(f"{field} {index} is empty; send some text", field, index)
 
 
-def check_model(name: str, service: Service) -> InputType | None:
-    """What a name's suffix says, for clients without the field input_type. Raises Problem (404) for another model."""
-    if name in service.names:
+def check_model(name: str, names: Sequence[str], endings: Mapping[str, InputType] | None = None) -> InputType | None:
+    """What a name's ending says of the texts. Raises Problem (404) for another model."""
+    if name in names:
         return None
-    suffix = next((s for s in _SUFFIXES if name.removesuffix(s) in service.names), None)
-    if suffix is None or service.spec.task != "embed":
-        shown = repr(name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…")
-        message = f"The model {shown} does not exist here; use {', '.join(service.names)}"
-        raise Problem(404, "model_not_found", message, detail={"loc": ["body", "model"], "msg": message})
-    return _SUFFIXES[suffix]
+    for ending, input_type in (endings or {}).items():
+        if name.removesuffix(ending) in names:
+            return input_type
+    shown = repr(name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…")
+    message = f"The model {shown} does not exist here; use {', '.join(names)}"
+    raise Problem(404, "model_not_found", message, detail={"loc": ["body", "model"], "msg": message})
 
 
-def accepted_names(service: Service) -> tuple[str, ...]:
+def accepted_names(names: Sequence[str], endings: Iterable[str]) -> tuple[str, ...]:
     """Every name that check_model takes."""
-    endings = ("", *_SUFFIXES) if service.spec.task == "embed" else ("",)
-    return tuple(name + ending for ending in endings for name in service.names)
+    return tuple(name + ending for ending in ("", *endings) for name in names)
 
 
 def as_list(value: str | list[str]) -> list[str]:

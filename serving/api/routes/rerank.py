@@ -1,4 +1,7 @@
-"""POST /v1/ranking as NIM's clients send it, /v1/rerank as Cohere's, Jina's and text-embeddings-inference's do."""
+"""POST /v1/ranking as NIM's clients send it, /v1/rerank as Cohere's, Jina's and text-embeddings-inference's do.
+
+The routes of the task rerank.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ import orjson
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from serving.api.documents.schema import Schema, branch, ref
 from serving.api.errors import invalid, too_long
-from serving.api.requests import ModelName, Truncation, check_model, check_texts, decode
+from serving.api.routes.base import Post, TaskRoutes
+from serving.api.routes.requests import ModelName, Truncation, check_model, check_texts, decode
 from serving.api.state import Call, Response, Service
 from serving.tasks.base import ONLY
+from serving.tasks.rerank import RerankSpec
 from serving.tasks.text import TextTooLong, TextWithoutTokens, Truncate
 from serving.tasks.vectors import check_scores
 
@@ -61,10 +67,10 @@ _RANKING = msgspec.json.Decoder(RankingRequest)
 _RERANK = msgspec.json.Decoder(RerankRequest)
 
 
-async def ranking(call: Call, service: Service) -> Response:
+async def ranking(call: Call, service: Service[RerankSpec]) -> Response:
     """A query and passages -> the passages by falling logit. Raises Problem and what errors.problem knows."""
     request = decode(_RANKING, call.body)
-    check_model(request.model, service)
+    check_model(request.model, service.names)
     query = _text(request.query, "query")
     passages = [_text(passage, "passages", index) for index, passage in enumerate(request.passages)]
     logits, num_tokens = await _score(call, service, query, passages, request.truncate or "NONE", "passages")
@@ -72,11 +78,11 @@ async def ranking(call: Call, service: Service) -> Response:
     return _response({"rankings": rankings, "usage": _usage(num_tokens)}, num_tokens, len(passages))
 
 
-async def rerank(call: Call, service: Service) -> Response:
+async def rerank(call: Call, service: Service[RerankSpec]) -> Response:
     """The same for other clients: the answer has the form of the request's."""
     request = decode(_RERANK, call.body)
     if request.model is not None:
-        check_model(request.model, service)
+        check_model(request.model, service.names)
     if (request.documents is None) == (request.texts is None):
         raise invalid("send the texts to rank as 'documents', or as 'texts', and not as both", "documents")
     field = "documents" if request.documents is not None else "texts"
@@ -105,7 +111,7 @@ async def rerank(call: Call, service: Service) -> Response:
 
 
 async def _score(
-    call: Call, service: Service, query: str, texts: list[str], truncate: Truncate, field: str
+    call: Call, service: Service[RerankSpec], query: str, texts: list[str], truncate: Truncate, field: str
 ) -> tuple[NDArray[np.float32], int]:
     """Each text's logit, in the order sent, and the tokens of all pairs."""
     if not query:
@@ -152,3 +158,59 @@ def _usage(num_tokens: int) -> dict[str, int]:
 def _response(answer: object, num_tokens: int, num_items: int) -> Response:
     body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body=body, num_tokens=num_tokens, num_items=num_items)
+
+
+def _as_it_is(schema: Schema, spec: RerankSpec | None) -> None:
+    """Every model takes the whole form."""
+
+
+def _narrow(schema: Schema, spec: RerankSpec | None) -> None:
+    """What the struct cannot say."""
+    branch(schema["properties"]["top_n"], "integer")["minimum"] = 1
+    schema["oneOf"] = [_one_list("documents", "texts"), _one_list("texts", "documents")]
+
+
+def _one_list(name: str, other: str) -> Schema:
+    return {"required": [name], "properties": {name: {"type": "array"}, other: {"type": "null"}}}
+
+
+_QUERY, _TEXTS = "What is an engine?", ["Bread is baked.", "An engine is a compiled model."]
+_SCORES = {"oneOf": [ref("RerankResults"), ref("RerankScores")]}
+ROUTES = TaskRoutes[RerankSpec](
+    posts=(
+        Post(
+            path="/v1/ranking",
+            answer=ranking,
+            operation="ranking",
+            summary="Rank passages, as NIM does",
+            request=RankingRequest,
+            narrow=_as_it_is,
+            example=lambda model: {
+                "model": model,
+                "query": {"text": _QUERY},
+                "passages": [{"text": text} for text in _TEXTS],
+            },
+            answers=ref("Rankings"),
+        ),
+        Post(
+            path="/v1/rerank",
+            answer=rerank,
+            operation="rerank",
+            summary="Rank documents, as Cohere and Jina do",
+            request=RerankRequest,
+            narrow=_narrow,
+            example=lambda model: {"model": model, "query": _QUERY, "documents": _TEXTS, "top_n": 1},
+            answers=_SCORES,
+        ),
+        Post(
+            path="/rerank",
+            answer=rerank,
+            operation="rerankTexts",
+            summary="The same route, where text-embeddings-inference has it",
+            request=RerankRequest,
+            narrow=_narrow,
+            example=lambda model: {"query": _QUERY, "texts": _TEXTS},
+            answers=_SCORES,
+        ),
+    )
+)

@@ -6,9 +6,9 @@ import json
 from functools import lru_cache
 from html import escape
 
-from serving.api.answer_schemas import Schema
-from serving.api.openapi import document
-from serving.api.request_schemas import Facts, facts_of
+from serving.api.documents.openapi import document
+from serving.api.documents.requests import Facts, facts_of
+from serving.api.documents.schema import Schema
 from serving.api.state import Call, Response
 
 _NO_SCRIPTS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
@@ -39,10 +39,10 @@ def _page(facts: Facts) -> bytes:
 
 
 def _route(path: str, method: str, route: Schema) -> str:
-    asked = route.get("requestBody")
+    body = route.get("requestBody")
     request = ""
-    if asked:
-        content = asked["content"]["application/json"]
+    if body:
+        content = body["content"]["application/json"]
         name = content["schema"]["$ref"].rpartition("/")[2]
         request = f'<p>Takes <a href="#{name}">{name}</a>.</p>'
     answers = "".join(
@@ -53,16 +53,16 @@ def _route(path: str, method: str, route: Schema) -> str:
     return (
         f'<section id="{route["operationId"]}">'
         f'<h3><span class="method">{method.upper()}</span> <code>{path}</code></h3>'
-        f"<p>{escape(route['summary'])}.</p>{request}<pre>{escape(_curl(path, asked))}</pre>"
+        f"<p>{escape(route['summary'])}.</p>{request}<pre>{escape(_curl(path, body))}</pre>"
         f"<table><tr><th>Status</th><th>When</th><th>Form</th></tr>{answers}</table></section>"
     )
 
 
-def _curl(path: str, asked: Schema | None) -> str:
+def _curl(path: str, body: Schema | None) -> str:
     url = f"http://localhost:8000{path}"
-    if asked is None:
+    if body is None:
         return f"curl {url}"
-    example = json.dumps(asked["content"]["application/json"]["example"], indent=2).replace("'", "'\\''")
+    example = json.dumps(body["content"]["application/json"]["example"], indent=2).replace("'", "'\\''")
     return f"curl {url} -H 'content-type: application/json' -d '{example}'"
 
 
