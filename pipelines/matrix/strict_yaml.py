@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,9 @@ def read(path: Path, problems: Problems) -> Document:
         raise Unreadable(f"cannot be read: {error.strerror}; give the path of a sku_matrix.yaml") from None
     if size_bytes > MAX_BYTES:
         raise Unreadable(f"is larger than 1 MiB ({size_bytes} bytes); a matrix names hardware and models only")
-    builder = _Builder(problems)
     try:
-        text = raw.decode("utf-8")
-        for event in yaml.parse(text, Loader=_LOADER):
-            builder.take(event)
+        events = _Events(yaml.parse(raw.decode("utf-8"), Loader=_LOADER), problems)
+        root = events.document()
     except UnicodeDecodeError as error:
         raise Unreadable(f"not YAML: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except yaml.MarkedYAMLError as error:
@@ -83,110 +82,74 @@ def read(path: Path, problems: Problems) -> Document:
         raise Unreadable(f"not YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise Unreadable(f"not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(builder.root, dict):
+    if not isinstance(root, dict):
         raise Unreadable("is not a mapping; it starts with 'schema_version: 1', then models, skus and build")
-    return Document(data=builder.root, unreadable=builder.unreadable)
+    return Document(data=root, unreadable=events.unreadable)
 
 
-@dataclass(kw_only=True)
-class _Open:
-    """A mapping or list whose end is not read yet."""
+class _Events:
+    """Values from the parser's events, which still hold aliases and anchors: composed nodes do not (docs/adr/0011)."""
 
-    place: Place
-    value: dict[str, Any] | list[Any]
-    key: str | None = None  # of a mapping: read, its value not yet
-    discarded: bool = False  # under a duplicate key: read, not kept
-
-
-class _Builder:
-    """Values from parser events, with a stack of its own so that depth costs no recursion."""
-
-    def __init__(self, problems: Problems) -> None:
-        self.root: Any = None
+    def __init__(self, events: Iterator[yaml.Event], problems: Problems) -> None:
         self.unreadable: set[Place] = set()
+        self._events = events
         self._problems = problems
-        self._stack: list[_Open] = []
-        self._num_documents = 0
 
-    def take(self, event: yaml.Event) -> None:
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.DocumentStartEvent):
-            self._num_documents += 1
-            if self._num_documents > 1:
-                raise Unreadable(f"holds more than one document; remove the '---' (line {line})")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            self._stack.pop()
-        elif isinstance(event, yaml.NodeEvent):
-            self._take_node(event, line)
+    def document(self) -> Any:
+        root, num_documents = None, 0
+        for event in self._events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                num_documents += 1
+                if num_documents > 1:
+                    raise Unreadable(f"holds more than one document; remove the '---' (line {_line(event)})")
+            elif isinstance(event, yaml.NodeEvent):
+                root = self._value(event, (), is_kept=True)
+        return root
 
-    def _take_node(self, event: yaml.NodeEvent, line: int) -> None:
-        top = self._stack[-1] if self._stack else None
-        if top is not None and isinstance(top.value, dict) and top.key is None:
-            self._take_key(event, top, line)
-            return
-        place = self._place(top)
-        if top is None or not (top.discarded or place in self._problems.line_of):
-            # A mapping's entry was given the line of its key.
-            self._problems.line_of[place] = line
-        value: Any = None
+    def _value(self, event: yaml.Event, place: Place, *, is_kept: bool) -> Any:
+        """The value that begins with this event. Its depth is that of its place."""
+        self._problems.line_of.setdefault(place, _line(event))
         if isinstance(event, yaml.AliasEvent):
             self._problems.add(place, f"alias '*{event.anchor}' is not allowed here; write the value out")
             self.unreadable.add(place)
-        else:
-            self._refuse_extras(event, place)
-            if isinstance(event, yaml.ScalarEvent):
-                is_plain = event.style in (None, "")  # one spelling per parser
-                value = None if is_plain and event.value in _NULLS else event.value
-            else:
-                value = {} if isinstance(event, yaml.MappingStartEvent) else []
-        discarded = self._keep(top, value)
-        if isinstance(event, yaml.CollectionStartEvent):
-            if len(self._stack) >= MAX_DEPTH:
-                raise Unreadable(f"is nested deeper than {MAX_DEPTH} levels (line {line})")
-            self._stack.append(_Open(place=place, value=value, discarded=discarded))
-
-    def _take_key(self, event: yaml.NodeEvent, top: _Open, line: int) -> None:
-        if not isinstance(event, yaml.ScalarEvent):
-            raise Unreadable(f"has a key that is not plain text (line {line})")
-        place = (*top.place, event.value)
+            return None
         self._refuse_extras(event, place)
-        assert isinstance(top.value, dict)
-        top.key = event.value
-        if event.value not in top.value:
-            self._problems.line_of.setdefault(place, line)
-        elif not top.discarded:
-            first = self._problems.line_of[place]
-            self._problems.add(
-                top.place, f"key '{event.value}' is given twice, on lines {first} and {line}; keep one of them"
-            )
+        if isinstance(event, yaml.ScalarEvent):
+            is_plain = event.style in (None, "")  # one spelling per parser
+            return None if is_plain and event.value in _NULLS else event.value
+        if len(place) >= MAX_DEPTH:
+            raise Unreadable(f"is nested deeper than {MAX_DEPTH} levels (line {_line(event)})")
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(place, is_kept=is_kept)
+        items: list[Any] = []
+        while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
+            items.append(self._value(item, (*place, len(items)), is_kept=is_kept))
+        return items
 
-    def _refuse_extras(self, event: yaml.NodeEvent, place: Place) -> None:
-        if event.anchor:
-            self._problems.add(place, f"anchor '&{event.anchor}' is not allowed here; write the value out")
+    def _mapping(self, place: Place, *, is_kept: bool) -> dict[str, Any]:
+        """Of a key that is given twice the first value is kept; is_kept: this mapping is no such second value."""
+        values: dict[str, Any] = {}
+        while not isinstance(key := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(key, yaml.ScalarEvent):
+                raise Unreadable(f"has a key that is not plain text (line {_line(key)})")
+            here = (*place, key.value)
+            self._refuse_extras(key, here)
+            is_repeated = key.value in values
+            if is_repeated and is_kept:
+                lines = f"lines {self._problems.line_of[here]} and {_line(key)}"
+                self._problems.add(place, f"key '{key.value}' is given twice, on {lines}; keep one of them")
+            self._problems.line_of.setdefault(here, _line(key))
+            value = self._value(next(self._events), here, is_kept=is_kept and not is_repeated)
+            values.setdefault(key.value, value)
+        return values
+
+    def _refuse_extras(self, event: yaml.Event, place: Place) -> None:
+        if anchor := getattr(event, "anchor", None):
+            self._problems.add(place, f"anchor '&{anchor}' is not allowed here; write the value out")
         tag = getattr(event, "tag", None)
         if tag and tag != "!":  # "!" alone is how the parser says "quoted"
             self._problems.add(place, f"tag '{tag}' is not allowed here; remove it")
 
-    @staticmethod
-    def _place(top: _Open | None) -> Place:
-        if top is None:
-            return ()
-        if isinstance(top.value, list):
-            return (*top.place, len(top.value))
-        assert top.key is not None
-        return (*top.place, top.key)
 
-    def _keep(self, top: _Open | None, value: Any) -> bool:
-        """Put a value where it belongs; True when it is under a duplicate key and not kept."""
-        if top is None:
-            self.root = value
-            return False
-        if isinstance(top.value, list):
-            top.value.append(value)
-            return top.discarded
-        assert top.key is not None
-        key, top.key = top.key, None
-        if key in top.value:
-            return True
-        top.value[key] = value
-        return top.discarded
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1
