@@ -52,18 +52,6 @@ def search(queries: Sequence[str], passages: Sequence[str], depth: int) -> NDArr
     return np.argsort(-np.round(scores, 4), axis=1, kind="stable")[:, :depth]
 
 
-def ndcg_at_10(ranked: NDArray[np.int64], relevant: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
-    """(Q, K) passage indices, best first -> (Q,) nDCG@10 against all that is relevant, found or not."""
-    discounts = 1 / np.log2(np.arange(2, 12))
-    values = np.zeros(len(relevant))
-    for number, (row, grades) in enumerate(zip(ranked, relevant, strict=True)):
-        gains = [grades.get(passage, 0) for passage in row[:10].tolist()]
-        best = sorted(grades.values(), reverse=True)[:10]
-        ideal = float(np.dot(best, discounts[: len(best)]))
-        values[number] = float(np.dot(gains, discounts[: len(gains)])) / ideal if ideal else 0.0
-    return values
-
-
 def ranked(found: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.int64]:
     """(Q, K) candidates and their scores -> the candidates by falling score; equal ones keep BM25's order."""
     return np.take_along_axis(found, np.argsort(-scores, axis=1, kind="stable"), axis=1)

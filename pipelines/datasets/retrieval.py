@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,21 @@ def parse(content: Mapping[str, Any]) -> RetrievalSet:
 
 
 def ndcg_at_10(
-    queries: NDArray[np.float32], passages: NDArray[np.float32], relevant: tuple[Mapping[int, int], ...]
+    queries: NDArray[np.float32], passages: NDArray[np.float32], relevant: Sequence[Mapping[int, int]]
 ) -> NDArray[np.float64]:
     """(Q, D), (P, D) -> (Q,) nDCG@10 by exact cosine search. Of equally near passages the first listed ranks first."""
+    return ndcg_of_ranking(search(queries, passages, CUTOFF), relevant)
+
+
+def ndcg_of_ranking(ranking: NDArray[np.int64], relevant: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
+    """(Q, K) passages, best first -> (Q,) nDCG@10 against all relevant passages, ranked or not."""
     import ir_measures
 
-    ranked = search(queries, passages, CUTOFF)
     # The ranking itself is scored: trec_eval would break ties of the scores by passage name.
     run = [
         ir_measures.ScoredDoc(str(query), str(passage), float(-rank))
-        for query, row in enumerate(ranked)
-        for rank, passage in enumerate(row.tolist())
+        for query, passages in enumerate(ranking)
+        for rank, passage in enumerate(passages.tolist())
     ]
     labels = [
         ir_measures.Qrel(str(query), str(passage), grade)

@@ -111,7 +111,7 @@ class _Labelled:
     def score(self, runner: Runner) -> NDArray[np.float64]:
         """nDCG@10 of each query, (Q,), in the engine's order of the candidates."""
         logits = runner.rows(self.items)[:, 0].reshape(self.found.shape)
-        return rerank_set.ndcg_at_10(rerank_set.ranked(self.found, logits), self.relevant)
+        return retrieval.ndcg_of_ranking(rerank_set.ranked(self.found, logits), self.relevant)
 
 
 def _labelled(encoder: rerank.Encoder, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> _Labelled:
@@ -143,7 +143,7 @@ def _retrieval(runner: Runner, labelled: _Labelled, inputs: Mapping[str, Path], 
         "num_queries": len(labelled.found),
         "num_passages": labelled.num_passages,
         "num_candidates": labelled.found.shape[1],
-        "first_stage_ndcg_at_10": rounded(rerank_set.ndcg_at_10(labelled.found, labelled.relevant).mean()),
+        "first_stage_ndcg_at_10": rounded(retrieval.ndcg_of_ranking(labelled.found, labelled.relevant).mean()),
         "ndcg_at_10": rounded(found.mean()),
         "reference_ndcg_at_10": rounded(expected.mean()),
         "drop": rounded(drop.mean),

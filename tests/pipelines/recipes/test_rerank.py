@@ -16,7 +16,6 @@ from onnx import numpy_helper
 
 from pipelines import stage
 from pipelines.datasets import rerank as rerank_set
-from pipelines.datasets.retrieval import RetrievalSet
 from pipelines.errors import ExportError, GateError
 from pipelines.gate import judge
 from pipelines.gate.thresholds import DEFAULT_GATES
@@ -304,45 +303,6 @@ def test_golden_pairs_are_of_queries_that_the_gate_does_not_rank(texts_json: Pat
     lengths = [len(passage.split()) for _, passage in pairs]
     assert min(lengths) < 20
     assert max(lengths) > 200
-
-
-LABELLED = RetrievalSet(
-    queries=("open a file", "sort a list", "zzz"),
-    passages=("the list is sorted", "opens the file for reading", "the same words", "the same words", "a file is open"),
-    relevant=({1: 1, 4: 2}, {0: 1}, {2: 1}),
-)
-
-
-def test_candidates_are_bm25s_best_first_and_equal_ones_keep_their_order() -> None:
-    found = rerank_set.candidates(LABELLED, num_queries=3, num_candidates=3)
-    assert found.found[0, 0] == 4
-    assert found.found[2].tolist() == [0, 1, 2], "no word of the query occurs: all are equal"
-    assert found.pairs()[0] == ("open a file", "a file is open")
-    assert len(found.pairs()) == 9
-    assert rerank_set.candidates(LABELLED, num_queries=2, num_candidates=99).found.shape == (2, 5)
-
-
-def test_ndcg_is_that_of_trec_eval() -> None:
-    import ir_measures
-
-    rng = np.random.default_rng(0)
-    ranked = np.stack([rng.permutation(30)[:15] for _ in range(20)])
-    relevant = [{int(p): int(rng.integers(1, 4)) for p in rng.permutation(30)[: n % 12 + 1]} for n in range(20)]
-    qrels = [ir_measures.Qrel(str(q), str(p), g) for q, grades in enumerate(relevant) for p, g in grades.items()]
-    run = [
-        ir_measures.ScoredDoc(str(q), str(p), float(-rank))
-        for q, row in enumerate(ranked)
-        for rank, p in enumerate(row.tolist())
-    ]
-    expected = {m.query_id: m.value for m in ir_measures.iter_calc([ir_measures.nDCG @ 10], qrels, run)}
-    found = rerank_set.ndcg_at_10(ranked, relevant)
-    assert found.tolist() == pytest.approx([expected[str(n)] for n in range(20)])
-    assert found.std() > 0.05
-
-
-def test_candidates_of_equal_score_keep_bm25s_order() -> None:
-    found = np.array([[7, 3, 5]])
-    assert rerank_set.ranked(found, np.array([[0.5, 0.9, 0.5]], np.float32)).tolist() == [[3, 7, 5]]
 
 
 Measure = Callable[..., dict[str, Any]]
