@@ -88,7 +88,7 @@ def read(path: Path, problems: Problems) -> Document:
 
 
 class _Events:
-    """Values from the parser's events, which still hold aliases and anchors: composed nodes do not (docs/adr/0011)."""
+    """Values from the parser's events, which still hold aliases and anchors: composed nodes do not (docs/adr/0012)."""
 
     def __init__(self, events: Iterator[yaml.Event], problems: Problems) -> None:
         self.unreadable: set[Place] = set()
