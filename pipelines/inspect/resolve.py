@@ -20,11 +20,11 @@ from typing import Any
 from pipelines.errors import PublishError
 from pipelines.publish import to_bucket
 from pipelines.publish.to_bucket import Entry
-from pipelines.publish.to_registry import REFERRER_TYPE, RUNTIME
+from pipelines.publish.to_registry import REFERRER_TYPE, RUNTIME, newest
 from pipelines.release import document as releases
 from pipelines.release import oci_artifact
 from pipelines.release.document import Published
-from pipelines.remote import registry as publish_registry
+from pipelines.remote.address import parse
 from pipelines.remote.registry import Registry
 from serving.cache.sources import Sources
 from serving.cache.sources.base import Location, SourceError, opened
@@ -55,7 +55,7 @@ def read(reference: str) -> Found:
     if "://" not in reference and Path(reference).is_dir():
         return Found(reference=reference, release=releases.of_folder(Path(reference)), folder=True)
     try:
-        address = publish_registry.parse(reference)
+        address = parse(reference)
     except PublishError:
         raise PublishError(
             f"{reference}: is no reference; give s3://BUCKET/PREFIX/MODEL, oci://REGISTRY/REPOSITORY:TAG, "
@@ -125,17 +125,15 @@ def _in_registry(reference: str, registry: Registry) -> Found:
         release = _titled(registry, described, reference)
         return Found(reference=reference, release=release, repository=address.uri(address.reference))
     digest = releases.digest_of(content)
-    beside = registry.referrers(digest, REFERRER_TYPE)
-    if not beside:
+    referrer = newest(registry.referrers(digest, REFERRER_TYPE))
+    if referrer is None:
         raise PublishError(
             f"{address.at(address.reference)} is neither a release nor an image beside which one lies; publish it with "
             "`enginery publish`"
         )
-    data = registry.manifest(beside[-1]["digest"])
+    data = registry.manifest(referrer["digest"])
     if data is None:
-        raise PublishError(
-            f"{address.at(beside[-1]['digest'])} is listed beside the image and not there; publish again"
-        )
+        raise PublishError(f"{address.at(referrer['digest'])} is listed beside the image and not there; publish again")
     attached = json.loads(data)
     return Found(
         reference=reference,

@@ -22,7 +22,7 @@ from pipelines.inspect import resolve
 from pipelines.inspect.resolve import Found
 from pipelines.release import document as releases
 from pipelines.remote import Log
-from pipelines.remote import registry as publish_registry
+from pipelines.remote.address import parse
 from pipelines.remote.registry import Registry
 from pipelines.store.files import file_digest
 from serving.cache.fetch import locate
@@ -72,7 +72,7 @@ def verify(reference: str, *, log: Log = lambda _: None) -> Verified:
         problems += _beside(folder)
         look: Callable[[str], str | None] = partial(_layout_problem, folder / build.LAYOUT, set())
     elif images:
-        registry = Registry(publish_registry.parse(repository), token=os.environ.get("ENGINERY_REPOSITORY_TOKEN"))
+        registry = Registry(parse(repository), token=os.environ.get("ENGINERY_REPOSITORY_TOKEN"))
         look = partial(_image_problem, registry)
     problems += [
         f"image {facts.runtime} ({facts.kind}) {facts.digest}: {why}"

@@ -15,7 +15,7 @@ from pipelines.errors import PublishError
 from pipelines.publish import dispatch as publishing
 from pipelines.publish.to_bucket import Result, pointer_key
 from pipelines.remote import Log
-from pipelines.remote.registry import parse
+from pipelines.remote.address import parse
 from pipelines.store.files import canonical, file_digest, write_atomically
 from pipelines.store.store import Store
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from pipelines.publish.to_bucket import Result
 from pipelines.release import oci_artifact
 from pipelines.release.document import ImageFacts, Published
 from pipelines.remote import Log
-from pipelines.remote.registry import Registry, parse
+from pipelines.remote.address import parse
+from pipelines.remote.registry import Registry
 from pipelines.remote.remedies import nothing_published
 from pipelines.store.files import canonical
 from pipelines.store.store import Blob
 
 REFERRER_TYPE = "application/vnd.enginery.release.v1"  # the artifactType of what lies beside an image
-RUNTIME = "dev.enginery.runtime"  # annotation: of which runtime the image is
+# Annotations of what lies beside an image
+RUNTIME = "dev.enginery.runtime"  # of which runtime the image is
+RELEASE = "dev.enginery.release"  # the release's digest
+SEQUENCE = "dev.enginery.sequence"  # "1" for the first that was attached: a registry lists referrers in no order
 BLOBS_AT_ONCE = 4
 
 
@@ -67,8 +72,7 @@ def publish(folder: Path, to: str, *, replace: bool = False, log: Log = lambda _
     for one, content in manifests.items():
         registry.push_manifest(one, content)
     for facts in new.document.images:
-        beside = _beside(new, facts, len(manifests[facts.digest]))
-        registry.attach(beside, facts.digest, REFERRER_TYPE)
+        _attach(registry, new, facts, len(manifests[facts.digest]))
     named = {image_tag(tag, facts.runtime, facts.kind): facts.digest for facts in new.document.images}
     for name, one in named.items():
         if registry.digest_of(name) != one:
@@ -101,10 +105,23 @@ def _image(layout: Path, facts: ImageFacts, blobs: dict[str, tuple[Blob, Path | 
     return content
 
 
-def _beside(new: Published, facts: ImageFacts, manifest_bytes: int) -> bytes:
-    """The manifest of what is attached to an image: the release's documents, small enough to look at before pulling."""
+def newest(referrers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of what enginery attached to an image, what it attached last."""
+    return max(referrers, key=lambda referrer: (_sequence(referrer), referrer["digest"]), default=None)
+
+
+def _sequence(referrer: Mapping[str, Any] | None) -> int:
+    return int((referrer or {}).get("annotations", {}).get(SEQUENCE, 0))
+
+
+def _attach(registry: Registry, new: Published, facts: ImageFacts, manifest_bytes: int) -> None:
+    """Attach the release's documents to an image, small enough to look at before pulling it."""
+    last = newest(registry.referrers(facts.digest, REFERRER_TYPE))
+    if last is not None and last.get("annotations", {}).get(RELEASE) == new.digest:
+        return
     subject = Blob(digest=facts.digest, size_bytes=manifest_bytes)
-    return canonical(
+    annotations = {RUNTIME: facts.runtime, RELEASE: new.digest, SEQUENCE: str(_sequence(last) + 1)}
+    content = canonical(
         {
             "schemaVersion": 2,
             "mediaType": oci.MANIFEST_TYPE,
@@ -112,9 +129,10 @@ def _beside(new: Published, facts: ImageFacts, manifest_bytes: int) -> bytes:
             "config": oci.descriptor(oci_artifact.EMPTY_TYPE, oci.blob_of(oci_artifact.EMPTY)),
             "layers": oci_artifact.described(oci_artifact.documents(new)),
             "subject": oci.descriptor(oci.MANIFEST_TYPE, subject),
-            "annotations": {RUNTIME: facts.runtime, oci_artifact.TITLE: new.document.model},
+            "annotations": {**annotations, oci_artifact.TITLE: new.document.model},
         }
     )
+    registry.attach(content, facts.digest)
 
 
 def _send_all(registry: Registry, blobs: dict[str, tuple[Blob, Path | bytes]], log: Log) -> dict[str, int]:

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from blake3 import blake3
 
-from pipelines.errors import PublishError, UnreachableError
-from pipelines.remote.remedies import passes, unreachable, words_of
+from pipelines.errors import PublishError
+from pipelines.remote.remedies import s3_answer, s3_failure
 
 PART_BYTES = 8 << 20  # S3 wants at least 5 MiB
 MAX_PARTS = 10_000  # S3 allows no more
@@ -258,16 +258,14 @@ class Bucket:
                     raise Overtaken from None
                 if status == 501:
                     raise Unconditional from None
-                kind = UnreachableError if status == 429 or status >= 500 else PublishError
-                raise kind(f"{self.uri}/{key}: {words_of(error, status, code)}") from None
+                raise s3_answer(f"{self.uri}/{key}", error) from None
 
         try:
             yield said
         except (BotoCoreError, HTTPError, OSError) as error:
             if isinstance(error, OSError) and error.filename:
                 raise  # a local file's
-            kind = UnreachableError if passes(error) else PublishError
-            raise kind(f"{self.uri}/{key}: {unreachable(error)}") from None
+            raise s3_failure(f"{self.uri}/{key}", error) from None
 
 
 def _checksums(data: bytes) -> dict[str, str]:

@@ -19,8 +19,9 @@ from pipelines.inspect.explain import explain
 from pipelines.matrix.load import load
 from pipelines.publish.dispatch import publish
 from pipelines.release import oci_artifact
+from pipelines.remote.address import parse
 from pipelines.remote.bucket import Bucket
-from pipelines.remote.registry import Registry, parse
+from pipelines.remote.registry import Registry
 from serving.choice import hardware
 from tests.support import nvml_standin, servers
 from tests.support.published import MATRIX, ROWS, VERSIONS, packaged, run

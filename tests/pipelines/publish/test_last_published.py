@@ -17,7 +17,7 @@ from pipelines.errors import PublishError
 from pipelines.inspect import resolve
 from pipelines.publish import last_published
 from pipelines.publish.last_published import Destination
-from pipelines.remote import registry
+from pipelines.remote import login
 from pipelines.store.store import Store
 from tests.support import servers
 from tests.support.fleets import Fleet
@@ -130,7 +130,7 @@ def test_a_model_without_images_is_published_from_its_manifest(fleet: Fleet) -> 
 def test_a_registry_that_does_not_answer_is_tried_again_and_a_refusal_is_not(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "ATTEMPTS", 1)  # of the client itself, before it gives up
+    monkeypatch.setattr(login, "RETRY", login.RETRY.new(total=0))  # of the client itself, before it gives up
 
     def tries(to: str) -> int:
         result = published(replace(fleet, to=to))

@@ -15,10 +15,12 @@ import pytest
 
 from pipelines.errors import OvertakenError, PublishError
 from pipelines.image import build
+from pipelines.inspect import resolve
 from pipelines.publish.dispatch import publish
 from pipelines.publish.to_registry import REFERRER_TYPE
 from pipelines.release import oci_artifact
-from pipelines.remote import registry as publish_registry
+from pipelines.remote.address import parse
+from pipelines.remote.registry import INDEX_TYPE, Registry
 from serving.cache import fetch
 from serving.cache.sources.oci import MANIFEST_TYPES
 from serving.contract import manifest
@@ -37,7 +39,7 @@ def got(repository: str, path: str) -> Any:
     host, _, name = repository.removeprefix("oci://").partition("/")
     asked = urllib.request.Request(
         f"http://{host}/v2/{name}{path}",
-        headers={"Accept": f"{', '.join(MANIFEST_TYPES)}, {publish_registry.INDEX_TYPE}"},
+        headers={"Accept": f"{', '.join(MANIFEST_TYPES)}, {INDEX_TYPE}"},
     )
     with urllib.request.urlopen(asked, timeout=30) as answer:
         return json.load(answer)
@@ -64,7 +66,7 @@ def test_a_release_is_an_artifact_its_images_and_what_tells_of_them(
     assert pulled(f"{repository}:1.0.0", folder, tmp_path) == 6
     listed = {(one["runtime"], one["kind"]): one["digest"] for one in json.loads((folder / "images.json").read_text())}
     for kind, tag in (("full", "1.0.0-cpu"), ("slim", "1.0.0-cpu-slim")):
-        assert publish_registry.Registry(publish_registry.parse(repository)).digest_of(tag) == listed["cpu", kind]
+        assert Registry(parse(repository)).digest_of(tag) == listed["cpu", kind]
     titles = {layer["annotations"][oci_artifact.TITLE] for layer in got(repository, "/manifests/1.0.0")["layers"]}
     assert {"model_manifest.yaml", "release.json"} < titles
 
@@ -75,7 +77,7 @@ def test_what_tells_of_an_image_is_found_from_its_digest_in_a_registry_without_t
     folder = imaged(tmp_path, containers)
     publish(folder, f"{repository}:1.0.0")
     publish(folder, f"{repository}:again")
-    registry = publish_registry.Registry(publish_registry.parse(repository))
+    registry = Registry(parse(repository))
     digest = registry.digest_of("1.0.0-cpu")
     assert digest is not None
     (found,) = registry.referrers(digest, REFERRER_TYPE)
@@ -88,11 +90,24 @@ def test_what_tells_of_an_image_is_found_from_its_digest_in_a_registry_without_t
     assert f"sha256-{digest.removeprefix('sha256:')}" in tags(repository)
 
 
+def test_an_image_shows_the_documents_that_were_published_last(
+    repository: str, containers: Path, tmp_path: Path
+) -> None:
+    """Measured again, an engine has other figures and the image the same digest."""
+    first, second = imaged(tmp_path / "1", containers), imaged(tmp_path / "2", containers)
+    summary = second / "package.json"
+    summary.write_text(summary.read_text().replace("0.999", "0.9985"))
+    for folder in (first, second, first):
+        publish(folder, f"{repository}:1.0.0", replace=True)
+        image = resolve.read(f"{repository}:1.0.0-cpu").release
+        assert image.digest == resolve.read(str(folder)).release.digest
+
+
 def test_what_others_attached_to_an_image_stays(repository: str, containers: Path, tmp_path: Path) -> None:
     """A signature, by another tool, on the same fallback tag."""
     folder = imaged(tmp_path, containers)
     (full, _) = json.loads((folder / "images.json").read_text())
-    registry = publish_registry.Registry(publish_registry.parse(repository))
+    registry = Registry(parse(repository))
     registry.push_blob(oci_artifact.oci.blob_of(b"{}"), b"{}")
     theirs = {"mediaType": oci_artifact.oci.MANIFEST_TYPE, "digest": "", "size": 0, "artifactType": "a/signature"}
     empty = oci_artifact.oci.descriptor(oci_artifact.EMPTY_TYPE, oci_artifact.oci.blob_of(b"{}"))
@@ -101,7 +116,7 @@ def test_what_others_attached_to_an_image_stays(repository: str, containers: Pat
     ).encode()
     theirs |= {"digest": oci_artifact.oci.blob_of(signature).digest, "size": len(signature)}
     registry.push_manifest(theirs["digest"], signature)
-    index = {"schemaVersion": 2, "mediaType": publish_registry.INDEX_TYPE, "manifests": [theirs]}
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [theirs]}
     registry.push_manifest(full["digest"].replace(":", "-"), json.dumps(index).encode())
     publish(folder, f"{repository}:1.0.0")
     assert [one["digest"] for one in registry.referrers(full["digest"], "a/signature")] == [theirs["digest"]]
@@ -156,7 +171,7 @@ def test_a_damaged_layer_is_refused_by_the_registry_and_no_tag_moves(
     path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(PublishError, match=r"nothing was published:\n.*400.*DIGEST_INVALID"):
         publish(folder, f"{repository}:1.0.0")
-    registry = publish_registry.Registry(publish_registry.parse(repository))
+    registry = Registry(parse(repository))
     assert registry.digest_of("1.0.0") is None
     assert registry.digest_of("1.0.0-cpu") is None
 
@@ -175,7 +190,7 @@ def test_of_two_publishers_at_once_one_is_refused(registry_host: str, repository
         racing = [command("publish", folder, "--to", place, environ={}) for folder in folders]
         ended = [(each.communicate(timeout=120)[1], each.returncode) for each in racing]
     codes = [code for _, code in ended]
-    winner = publish_registry.Registry(publish_registry.parse(repository)).digest_of("nightly")
+    winner = Registry(parse(repository)).digest_of("nightly")
     assert winner in {oci_artifact.oci.blob_of(oci_artifact.contents(folder).manifest).digest for folder in folders}
     # Without conditional writes the loser may have looked before it lost; never may both be refused, or the winner be.
     assert codes in ([0, 20], [20, 0], [0, 0]), ended
@@ -227,7 +242,7 @@ def test_readers_see_a_whole_release_wherever_the_publisher_is_killed(
             publisher = command("publish", new, "--to", place, "--replace", environ={})
             publisher.communicate(timeout=60)
             finished = publisher.returncode == 0
-        registry = publish_registry.Registry(publish_registry.parse(here))
+        registry = Registry(parse(here))
         found = expected[registry.digest_of("stable") or ""]
         assert pulled(f"{here}:stable", found, tmp_path / f"pulled-{number}") == 6
         for tag in ("stable-cpu", "stable-cpu-slim"):  # each of them whole
