@@ -1,6 +1,6 @@
 """Read and write one repository of an OCI registry: blobs, manifests, tags, referrers. Knows HTTP.
 
-Protocol: github.com/opencontainers/distribution-spec. Why no client of others: docs/adr/0011-own-registry-client.md.
+Protocol: github.com/opencontainers/distribution-spec. Why no client of others: docs/adr/0013-own-registry-client.md.
 """
 
 from __future__ import annotations
