@@ -31,9 +31,9 @@ def exec_worker(matrix: Path, *, store: Path, dist: Path, skus: Sequence[str], h
         "ENGINERY_STORE": str(store.absolute()),
         "ENGINERY_DIST": str(dist.absolute()),
         "ENGINERY_BROKER": broker,
-        placement.SERVES: ",".join(skus),
+        placement.WORKER_SKUS: ",".join(skus),
     }
-    queues = [*([placement.HOME] if home else []), *(placement.queue(sku) for sku in skus)]
+    queues = [*([placement.DEFAULT_QUEUE] if home else []), *(placement.queue(sku) for sku in skus)]
     name = f"{'-'.join(['home', *skus] if home else skus)}-{os.getpid()}@%h"
     command = [
         "-A",

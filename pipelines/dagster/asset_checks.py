@@ -1,4 +1,7 @@
-"""Verdicts as Dagster asset checks. The verdict itself is a file that `package` reads; this only shows it."""
+"""Verdicts as Dagster asset checks. The verdict itself is a file that `package` reads; this only shows it.
+
+https://docs.dagster.io/guides/test/asset-checks
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +20,15 @@ def gate_result(row: str, verdict: Mapping[str, Any]) -> dg.AssetCheckResult:
         passed=bool(verdict["passed"]),
         severity=dg.AssetCheckSeverity.WARN,  # the row is left out of the manifest; the run goes on
         description="; ".join(verdict["reasons"]) or "every threshold is met",
-        metadata={"row": row, "judged_on": str(verdict["judged_on"]), "checks": dg.MetadataValue.md(table(verdict))},
+        metadata={"row": row, "judged_on": str(verdict["judged_on"]), "checks": checks_table(verdict)},
     )
 
 
-def table(verdict: Mapping[str, Any]) -> str:
+def checks_table(verdict: Mapping[str, Any]) -> dg.MarkdownMetadataValue:
+    """A line for each check of a verdict."""
     lines = ["| check | value | threshold | passed |", "|---|---|---|---|"]
     for check in verdict["checks"]:
         value, threshold = (("–" if check[part] is None else check[part]) for part in ("value", "threshold"))
-        judged = {True: "yes", False: "no", None: "not judged"}[check["passed"]]
-        lines.append(f"| {check['name']} | {value} | {threshold} | {judged} |")
-    return "\n".join(lines)
+        passed = {True: "yes", False: "no", None: "not judged"}[check["passed"]]
+        lines.append(f"| {check['name']} | {value} | {threshold} | {passed} |")
+    return dg.MetadataValue.md("\n".join(lines))

@@ -1,27 +1,25 @@
-"""The Celery application of a worker: executes runs that came through its queues, each by one worker at a time.
+"""The Celery application of a worker: executes the runs of its queues, each by one worker at a time.
 
 Celery gives a task again when its worker does not confirm it in time, also while that worker is still at it. So each
 run is claimed (pipelines.store.claims): one that is being executed is put back, one whose worker is gone is reported as
-failed, and Dagster's run retries start it anew.
+failed, and Dagster's run retries start it anew. https://docs.dagster.io/deployment/execution/run-launchers
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-from dagster import DagsterInstance
-from dagster._cli.api import _execute_run_command_body
-from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import unpack_value
-from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+from celery import Celery, Task
 from dagster_celery.make_app import make_app
+from dagster_celery.tasks import create_execute_job_task
 
 from pipelines.store.claims import claimed, held
 
 # After so long a task that nobody confirmed is given to another worker.
 VISIBILITY_S = int(os.environ.get("ENGINERY_VISIBILITY_S", "120"))
-AGAIN_S = 15
+RETRY_AFTER_S = 15
+RUN_ID = "pipeline_run_id"  # in the message that dagster-celery's launcher sends
 
 
 def worker_app(broker: str, store: Path) -> Celery:
@@ -35,17 +33,17 @@ def worker_app(broker: str, store: Path) -> Celery:
         worker_hijack_root_logger=False,
     )
 
-    @app.task(bind=True, name=TASK_EXECUTE_JOB_NAME, track_started=True, max_retries=None)  # type: ignore[untyped-decorator]
-    def execute(self: Any, execute_job_args_packed: Any) -> int:
-        args = unpack_value(execute_job_args_packed, as_type=ExecuteRunArgs)
-        claim = store / "claims" / f"run-{args.run_id}"
-        if held(claim):
-            raise self.retry(countdown=AGAIN_S)
-        with claimed(claim), DagsterInstance.get() as instance:
-            return _execute_run_command_body(
-                instance=instance, run_id=args.run_id, write_stream_fn=lambda _: None, set_exit_code_on_failure=True
-            )
+    class ClaimedRun(Task):  # type: ignore[misc]
+        """Dagster's own task, executed by the one worker that holds the claim of its run."""
 
+        def __call__(self, execute_job_args_packed: Mapping[str, Any]) -> Any:
+            claim = store / "claims" / f"run-{execute_job_args_packed[RUN_ID]}"
+            if held(claim):
+                raise self.retry(countdown=RETRY_AFTER_S)
+            with claimed(claim):
+                return super().__call__(execute_job_args_packed)
+
+    create_execute_job_task(app, base=ClaimedRun, max_retries=None)
     return app
 
 

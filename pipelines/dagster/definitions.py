@@ -8,7 +8,8 @@ import os
 
 import dagster as dg
 
-from pipelines.dagster.assets import Partitions, factory_assets
+from pipelines.dagster.assets import factory_assets
+from pipelines.dagster.partitions import Partitions
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.schedules import JOBS, SCHEDULES
 from pipelines.dagster.sensors import SENSORS
@@ -17,9 +18,10 @@ from pipelines.dagster.source_assets import source_assets
 
 def build_defs(factory: Factory) -> dg.Definitions:
     """Everything of one matrix. A stage is a process of its own, so that a run needs no other executor."""
-    graph = factory.graph()
+    plan = factory.plan()
+    partitions = Partitions(plan.graph, plan.lineages)
     return dg.Definitions(
-        assets=[*source_assets(Partitions(graph).of), *factory_assets(graph)],
+        assets=[*source_assets(partitions.of), *factory_assets(partitions)],
         resources={"factory": factory},
         sensors=SENSORS,
         schedules=SCHEDULES,

@@ -1,29 +1,27 @@
-"""What each partition of each asset is made from, and which are due: the plan in the words of Dagster's asset graph.
+"""What each partition of each asset comes from, and which are stale: the plan in the words of Dagster's asset graph.
 
-Dagster knows versions, not key_inputs. So that it calls stale exactly what `enginery plan` would build, each
-partition has upstream partitions whose versions together are its key_inputs: other assets, the model's revision, the
-parts of the toolchain, and the settings of its own steps. This module imports no dagster.
+Dagster compares data versions. So that it calls stale exactly what `enginery plan` would build, a partition depends on
+partitions of other assets and of three source assets: the model's revision, the toolchain, its own steps' settings.
+This module imports no dagster. https://docs.dagster.io/guides/build/assets/asset-versioning-and-caching
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.image.runtime import CONTAINERS
 from pipelines.plan.graph import Graph, RowPlan, Step
-from pipelines.plan.staleness import REVISION, Cause, Staleness, states
+from pipelines.plan.staleness import REVISION, Cause, Staleness
 from pipelines.plan.toolchain import serving_code
 from pipelines.stage import VERSIONS
 from pipelines.store.files import file_digest, key_of
-from pipelines.store.store import Store
 
-VERSION_CHARS = 16  # of a version that is only compared with itself
-UNHASHED = ("source_base", REVISION)  # parameters that are no setting
+MODEL_REVISION, TOOLCHAIN, SETTINGS = "model_revision", "toolchain", "settings"  # the source assets
+NOT_SETTINGS = ("source_base", REVISION)  # parameters of a step that no person sets
 # The stages whose steps belong to an asset's own partition. Their versions are the asset's code version.
 STAGES = {
     "fp32_onnx": ("texts", "export"),
@@ -35,7 +33,16 @@ STAGES = {
     "publication": ("publish",),
 }
 
-Cell = tuple[str, str]  # an asset and its partition: ("engine", "tiny__l40s__fp8__tp1")
+
+class AssetPartition(NamedTuple):
+    """One partition of one asset."""
+
+    asset: str  # "engine"
+    key: str  # "tiny__l40s__fp8__tp1"
+
+    def __str__(self) -> str:
+        """Also the key of its partition of `settings`."""
+        return f"{self.asset}:{self.key}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +50,16 @@ class Lineage:
     """Where one partition comes from."""
 
     step: str  # the last of its steps; "" for what no step makes
-    upstream: tuple[Cell, ...]
-    revision: bool  # of the model's files, directly
-    parts: Mapping[str, Mapping[str, str]]  # the parts of the toolchain its own steps use: {"openvino": {…: "2026.4"}}
-    settings: Mapping[str, Any]  # everything else that decides its own steps
-
-    @property
-    def settings_version(self) -> str:
-        return key_of(self.settings)
+    upstream: tuple[AssetPartition, ...]  # of assets
+    sources: Mapping[AssetPartition, str]  # of source assets, each with its data version as it is now
+    settings: Mapping[str, Any]  # all that decides its own steps besides: the data version of its settings is over this
 
 
 @dataclass(frozen=True, kw_only=True)
-class Due:
-    """A partition that is to be built, and why."""
+class Stale:
+    """Why a partition is to be built: the words for a person, with the step that each is of, and their causes."""
 
-    reasons: Mapping[str, Cause]  # in words, with the step that each is of
-
-    @property
-    def why(self) -> tuple[str, ...]:
-        return tuple(self.reasons)
+    reasons: Mapping[str, Cause]  # "export/tiny: params.source_digest changed"
 
     @property
     def causes(self) -> frozenset[Cause]:
@@ -72,70 +70,78 @@ def code_version(asset: str) -> str:
     return ", ".join(f"{stage} {VERSIONS.get(stage, 1)}" for stage in STAGES[asset])
 
 
-def part_of(step: Step) -> str:
-    """Which part of the toolchain a step uses, and whose: "openvino", "export", "tensorrt@h100"."""
-    part = str(step.params["compiler"]) if step.stage == "compile" else step.stage
-    return f"{part}@{step.worker}" if step.worker else part
-
-
-def lineage(graph: Graph) -> dict[Cell, Lineage]:
+def lineage(graph: Graph) -> dict[AssetPartition, Lineage]:
     """Every partition that this graph has steps for, each after those it comes from."""
-    found: dict[Cell, Lineage] = {}
-    closure = cache(lambda step: frozenset(graph.closure([step]).steps))
+    lineages: dict[AssetPartition, Lineage] = {}
+    closures: dict[str, frozenset[str]] = {"": frozenset()}  # a step and all it takes from
+    for step in graph.steps.values():
+        closures[step.id] = frozenset({step.id}).union(*(closures[ref.step] for ref in step.inputs.values()))
 
-    def cell(asset: str, key: str, step: str, upstream: tuple[Cell, ...]) -> Cell:
-        if (asset, key) not in found:
-            covered = frozenset().union(*(closure(found[up].step) for up in upstream))
-            own = [graph.steps[name] for name in sorted(closure(step) - covered)]
-            found[asset, key] = Lineage(
-                step=step,
-                upstream=upstream,
-                revision=any(REVISION in s.params for s in own),
-                parts={part_of(s): dict(s.toolchain) for s in own if s.toolchain},
-                settings={s.id: _settings(s, STAGES[asset]) for s in own},
-            )
-        return asset, key
+    def add(asset: str, key: str, step: str, upstream: tuple[AssetPartition, ...]) -> AssetPartition:
+        partition = AssetPartition(asset, key)
+        if partition not in lineages:
+            covered = frozenset().union(*(closures[lineages[up].step] for up in upstream))
+            own = [graph.steps[name] for name in sorted(closures[step] - covered)]
+            lineages[partition] = _lineage(partition, step, upstream, own, {s.id: _settings(asset, s) for s in own})
+        return partition
 
-    def engine_of(plan: RowPlan) -> tuple[Cell, ...]:
-        model, typed, engine = plan.row.model.name, plan.typed, plan.engine
-        assert typed is not None
-        assert engine is not None
-        onnx = cell("fp32_onnx", model, f"export/{model}", ())
-        if typed.step.startswith("quantize/"):
-            name = typed.step.removeprefix("quantize/")
-            sources: tuple[Cell, ...] = (onnx, cell("typed_onnx", name, typed.step, (onnx,)))
-        else:
-            sources = (onnx,)
-        return (*sources, cell("engine", plan.row.name, engine.step, sources))
+    def add_row(plan: RowPlan) -> AssetPartition | None:
+        if plan.verdict is None:
+            return None
+        assert plan.typed is not None
+        assert plan.engine is not None
+        model, typed = plan.row.model.name, graph.steps[plan.typed.step]
+        onnx: tuple[AssetPartition, ...] = (add("fp32_onnx", model, f"export/{model}", ()),)
+        if typed.stage == "quantize":
+            onnx = (*onnx, add("typed_onnx", typed.subject, typed.id, onnx))
+        engine = add("engine", plan.row.name, plan.engine.step, onnx)
+        return add("verdict", plan.row.name, plan.verdict.step, (*onnx, engine))
 
     for model in graph.models:
-        verdicts = []
-        for plan in graph.of(model):
-            if plan.verdict is not None:
-                verdicts.append(cell("verdict", plan.row.name, plan.verdict.step, engine_of(plan)))
+        verdicts = tuple(verdict for plan in graph.of(model) if (verdict := add_row(plan)) is not None)
         if not verdicts:
             continue
         rows = {plan.row.name: {"sku": asdict(plan.row.sku), "refusal": plan.refusal} for plan in graph.of(model)}
+        shipped = AssetPartition("manifest", model.name)
         packaged = {"rows": rows, "release": model.release, "served_name": model.served_name}
-        found["manifest", model.name] = _without_step(tuple(verdicts), packaged)
-        shipped: Cell = ("manifest", model.name)
+        lineages[shipped] = _lineage(shipped, "", verdicts, (), packaged)
         if model.runtimes:
+            image = AssetPartition("image", model.name)
             contained = {"runtimes": model.runtimes, "containers": runtime_sources(model.runtimes)}
-            found["image", model.name] = _without_step((shipped,), contained)
-            shipped = ("image", model.name)
-        found["publication", model.name] = _without_step((shipped,), {})
-    return found
+            lineages[image] = _lineage(image, "", (shipped,), (), contained)
+            shipped = image
+        publication = AssetPartition("publication", model.name)
+        lineages[publication] = _lineage(publication, "", (shipped,), (), {})
+    return lineages
 
 
-def _settings(step: Step, stages: tuple[str, ...]) -> dict[str, Any]:
-    settings: dict[str, Any] = {"params": {k: v for k, v in step.params.items() if k not in UNHASHED}}
-    if step.stage not in stages:  # the baseline's: not in this asset's code version
+def _lineage(
+    partition: AssetPartition,
+    step: str,
+    upstream: tuple[AssetPartition, ...],
+    own: Collection[Step],
+    settings: Mapping[str, Any],
+) -> Lineage:
+    sources = {source: version for one in own for source, version in _sources(one)}
+    sources[AssetPartition(SETTINGS, str(partition))] = key_of(settings)
+    return Lineage(step=step, upstream=upstream, sources=sources, settings=settings)
+
+
+def _sources(step: Step) -> Iterator[tuple[AssetPartition, str]]:
+    """What a step depends on that no step makes: the model's files, a part of the toolchain ("tensorrt@h100")."""
+    if REVISION in step.params:
+        yield AssetPartition(MODEL_REVISION, step.params["model"]), str(step.params[REVISION])
+    if step.toolchain:
+        part = str(step.params["compiler"]) if step.stage == "compile" else step.stage
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(step.toolchain.items()))
+        yield AssetPartition(TOOLCHAIN, f"{part}@{step.worker}" if step.worker else part), versions
+
+
+def _settings(asset: str, step: Step) -> dict[str, Any]:
+    settings: dict[str, Any] = {"params": {k: v for k, v in step.params.items() if k not in NOT_SETTINGS}}
+    if step.stage not in STAGES[asset]:  # the baseline's: not in this asset's code version
         settings["version"] = VERSIONS.get(step.stage, 1)
     return settings
-
-
-def _without_step(upstream: tuple[Cell, ...], settings: Mapping[str, Any]) -> Lineage:
-    return Lineage(step="", upstream=upstream, revision=False, parts={}, settings=settings)
 
 
 def runtime_sources(runtimes: tuple[str, ...], containers: Path = CONTAINERS) -> dict[str, str]:
@@ -146,59 +152,45 @@ def runtime_sources(runtimes: tuple[str, ...], containers: Path = CONTAINERS) ->
     return {**digests, "serving": serving_code(".")}
 
 
-def revisions(graph: Graph) -> dict[str, str]:
-    """The revision of each model, as its export knows it."""
-    steps = {model.name: graph.steps.get(f"export/{model.name}") for model in graph.models}
-    return {name: str(step.params[REVISION]) for name, step in steps.items() if step is not None}
+def source_versions(lineages: Mapping[AssetPartition, Lineage]) -> dict[str, dict[str, str]]:
+    """The data version of every partition of every source asset, as it is now."""
+    versions: dict[str, dict[str, str]] = {MODEL_REVISION: {}, TOOLCHAIN: {}, SETTINGS: {}}
+    for entry in lineages.values():
+        for (asset, key), version in entry.sources.items():
+            versions[asset][key] = version
+    return versions
 
 
-def toolchains(cells: Mapping[Cell, Lineage]) -> dict[str, dict[str, str]]:
-    """The versions of each part of the toolchain that some partition uses."""
-    return {part: dict(versions) for found in cells.values() for part, versions in found.parts.items()}
+def origins(lineages: Mapping[AssetPartition, Lineage], source: str) -> dict[AssetPartition, frozenset[str]]:
+    """The partitions of a source asset that each partition comes from, directly or through other assets."""
+    reached: dict[AssetPartition, frozenset[str]] = {}
+    for partition, entry in lineages.items():
+        own = frozenset(key for asset, key in entry.sources if asset == source)
+        reached[partition] = own.union(*(reached[up] for up in entry.upstream))
+    return reached
 
 
-def watched(graph: Graph, cells: Mapping[Cell, Lineage], cause: Cause) -> dict[Cell, str]:
-    """For each partition, the version of all that it comes from and that this cause watches, near or far upstream."""
-    known, sources = revisions(graph), dict[Cell, dict[str, Any]]()
-    for cell, made in cells.items():
-        own: Mapping[str, Any] = made.parts if cause is Cause.TOOLCHAIN else {}
-        if cause is Cause.MODEL and made.revision:
-            own = {cell[1]: known[cell[1]]}
-        sources[cell] = {name: found for up in made.upstream for name, found in sources[up].items()} | dict(own)
-    return {cell: key_of(found)[:VERSION_CHARS] for cell, found in sources.items()}
-
-
-def due(
+def stale_partitions(
     graph: Graph,
-    store: Store,
-    cells: Mapping[Cell, Lineage] | None = None,
+    staleness: Mapping[str, Staleness],
+    lineages: Mapping[AssetPartition, Lineage],
     unpublished: Mapping[str, str] = MappingProxyType({}),
-) -> dict[Cell, Due]:
-    """Every partition that is stale in the store, with the reasons at its root.
+) -> dict[AssetPartition, Stale]:
+    """Every partition that the plan would build, with the reasons at the root: its own steps', or those upstream.
 
     unpublished: why a model's release is not what was published last (pipelines.publish.last_published).
     """
-    found = states(graph, store)
-    cells = lineage(graph) if cells is None else cells
-    closure = cache(lambda step: frozenset(graph.closure([step]).steps) if step else frozenset())
-    stale: dict[Cell, Due] = {}
-    for cell, made in cells.items():
-        covered = frozenset().union(*(closure(cells[up].step) for up in made.upstream))
-        reasons: dict[str, Cause] = {}
-        for step in sorted(closure(made.step) - covered):
-            reasons |= _reasons(step, found[step])
-        for up in made.upstream:
-            if up in stale:
-                reasons |= stale[up].reasons
-        if cell[0] == "publication" and cell[1] in unpublished:
-            reasons[f"publish/{cell[1]}: {unpublished[cell[1]]}"] = Cause.UNPUBLISHED
+    of_step: dict[str, dict[str, Cause]] = {"": {}}
+    for step in graph.steps.values():
+        of_step[step.id] = {words: cause for ref in step.inputs.values() for words, cause in of_step[ref.step].items()}
+        of_step[step.id] |= {f"{step.id}: {reason.words}": reason.cause for reason in staleness[step.id].own}
+    stale: dict[AssetPartition, Stale] = {}
+    for partition, entry in lineages.items():
+        reasons = dict(of_step[entry.step])
+        for upstream in entry.upstream:
+            reasons |= stale[upstream].reasons if upstream in stale else {}
+        if partition.asset == "publication" and partition.key in unpublished:
+            reasons[f"publish/{partition.key}: {unpublished[partition.key]}"] = Cause.UNPUBLISHED
         if reasons:
-            stale[cell] = Due(reasons=reasons)
+            stale[partition] = Stale(reasons=reasons)
     return stale
-
-
-def _reasons(step: str, state: Staleness) -> dict[str, Cause]:
-    """Why a step is stale by itself. What another step made of the model's files counts as the model's own change."""
-    return {
-        f"{step}: {reason.words}": Cause.MODEL if reason.cause is Cause.INPUTS else reason.cause for reason in state.own
-    }

@@ -1,6 +1,6 @@
 """Where a run belongs: the queue, and the Kubernetes pod, of the hardware that its row is for. Imports no dagster.
 
-Runs of no row (exports, manifests, images) belong to the queue HOME and to a pod without a GPU.
+Runs of no row (exports, manifests, images) belong to the default queue and to a pod without a GPU.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 from pipelines.errors import WorkerError
 from pipelines.matrix.values import Matrix, Row, Sku, Worker, refusal_here
 
-HOME = "home"
+DEFAULT_QUEUE = "home"
 GPU_LABEL = "nvidia.com/gpu.product"  # NVIDIA's GPU feature discovery writes it
 GPU_RESOURCE = "nvidia.com/gpu"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # Linux's names, and Kubernetes'
-SERVES = "ENGINERY_SERVES"  # the SKUs of a worker's queues, separated by commas; not set: no worker, but this machine
+WORKER_SKUS = "ENGINERY_SERVES"  # of a worker: the SKUs of its queues, separated by commas; not set: no worker
 
 
 def queue(sku: str) -> str:
@@ -23,14 +23,14 @@ def queue(sku: str) -> str:
 
 
 def sku_of(partition: str | None) -> str | None:
-    """The SKU that a partition's name spells, if it is a row's: "tiny__l40s__fp8__tp1" -> "l40s"."""
+    """The SKU in a partition's name, if it is a row's: "tiny__l40s__fp8__tp1" -> "l40s"."""
     parts = (partition or "").split("__")
     return parts[1] if len(parts) == 4 else None
 
 
 def queue_of(partition: str | None) -> str:
     sku = sku_of(partition)
-    return HOME if sku is None else queue(sku)
+    return DEFAULT_QUEUE if sku is None else queue(sku)
 
 
 def needs_gpu(row: Row) -> bool:
@@ -43,14 +43,14 @@ def pod(row: Row) -> dict[str, Any]:
 
     A row whose engine is compiled ahead of time runs on any node of its CPU architecture.
     """
-    serves = {"env": [{"name": SERVES, "value": row.sku.name}]}  # so that the pod checks what it landed on
+    worker = {"env": [{"name": WORKER_SKUS, "value": row.sku.name}]}  # so that the pod checks what it landed on
     if not needs_gpu(row):
         arch = ARCHITECTURES[row.sku.cpu_arch or "x86_64"]
-        return {"container_config": serves, "pod_spec_config": {"node_selector": {"kubernetes.io/arch": arch}}}
+        return {"container_config": worker, "pod_spec_config": {"node_selector": {"kubernetes.io/arch": arch}}}
     wanted = {"key": GPU_LABEL, "operator": "In", "values": labels_of(row.sku)}
     nodes = {"node_selector_terms": [{"match_expressions": [wanted]}]}
     return {
-        "container_config": {**serves, "resources": {"limits": {GPU_RESOURCE: str(row.tp)}}},
+        "container_config": {**worker, "resources": {"limits": {GPU_RESOURCE: str(row.tp)}}},
         "pod_spec_config": {
             "affinity": {"node_affinity": {"required_during_scheduling_ignored_during_execution": nodes}},
             "tolerations": [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}],
@@ -59,14 +59,14 @@ def pod(row: Row) -> dict[str, Any]:
 
 
 def labels_of(sku: Sku) -> list[str]:
-    """The node label's whole value in every spelling that NVIDIA's drivers use: "NVIDIA-H100-PCIe", "Tesla-T4".
+    """The node label's whole value in every form that NVIDIA's drivers use: "NVIDIA-H100-PCIe", "Tesla-T4".
 
     The matrix has a lower-cased part of it, and a selector compares whole values, case included.
     """
     assert sku.product is not None  # every GPU SKU has one
     name = sku.product.removeprefix("nvidia-").removeprefix("tesla-").upper()
-    spelled = dict.fromkeys((name, name.replace("PCIE", "PCIe")))
-    return [f"{maker}-{form}" for maker in ("NVIDIA", "Tesla") for form in spelled]
+    forms = dict.fromkeys((name, name.replace("PCIE", "PCIe")))
+    return [f"{maker}-{form}" for maker in ("NVIDIA", "Tesla") for form in forms]
 
 
 def refusals(matrix: Matrix, skus: Iterable[str], worker: Worker) -> list[str]:
@@ -91,10 +91,10 @@ def verify(matrix: Matrix, skus: Iterable[str], worker: Worker) -> None:
 
 
 def refusal(row: Row, worker: Worker, environ: Mapping[str, str]) -> str | None:
-    """Why a worker that got this row's run must not build it; None when it may. None also where no worker is meant."""
-    served = environ.get(SERVES)
-    if served is None:
+    """Why a worker that got this row's run must not build it; None when it may, and where this is no worker."""
+    skus = environ.get(WORKER_SKUS)
+    if skus is None:
         return None
-    if row.sku.name not in served.split(","):
-        return f"{row.name} is for {row.sku.name}, this worker serves {served}: its run was put into a wrong queue"
+    if row.sku.name not in skus.split(","):
+        return f"{row.name} is for {row.sku.name}, this worker serves {skus}: its run was put into a wrong queue"
     return refusal_here(row, worker)

@@ -1,24 +1,51 @@
-"""The factory as a Dagster resource: which matrix, which store, which dist. What a stage does does not belong here."""
+"""The factory as a Dagster resource: which matrix, which store, which dist. What a stage does does not belong here.
 
-from collections.abc import Iterator, Mapping
+https://docs.dagster.io/guides/build/external-resources
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import dagster as dg
 
 from pipelines.build.build_matrix import image_model, package_model, write_report
-from pipelines.build.executor import StepResult, run
+from pipelines.build.executor import run
 from pipelines.build.project import Project
 from pipelines.build.result import ModelResult
+from pipelines.dagster.lineage import AssetPartition, Lineage, Stale, lineage, stale_partitions
+from pipelines.dagster.placement import WORKER_SKUS, refusal
 from pipelines.errors import EngineryError
-from pipelines.plan.graph import Graph
+from pipelines.plan import workers
+from pipelines.plan.graph import Graph, Ref, RowPlan
+from pipelines.plan.staleness import Staleness, not_here, states
 from pipelines.publish import last_published
 from pipelines.publish.last_published import NO_DESTINATION, Destination
 from pipelines.publish.to_bucket import Result
+from pipelines.store.store import Record, Store
 
 # A stage's process was killed, a hub did not answer: tried again. A stage that says why it cannot is not.
 RETRIES = 2
 RETRY_AFTER_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the matrix, the models, the installed versions and the store say at one moment; each is read once."""
+
+    project: Project
+    graph: Graph
+
+    @cached_property
+    def staleness(self) -> Mapping[str, Staleness]:
+        return states(self.graph, self.project.store)
+
+    @cached_property
+    def lineages(self) -> Mapping[AssetPartition, Lineage]:
+        return lineage(self.graph)
 
 
 class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -50,47 +77,76 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     def project(self) -> Project:
         return Project.open(Path(self.matrix), store=Path(self.store), dist=Path(self.dist), jobs=self.jobs)
 
-    def graph(self) -> Graph:
-        """The steps as the matrix, the models and the installed versions are now, not as they were at loading."""
-        return self.project().graph()
+    def plan(self, model: str | None = None) -> Plan:
+        """The steps as they are now, not as they were when the definitions were loaded; of one model, or of all."""
+        project = self.project()
+        return Plan(project=project, graph=project.graph([f"{model}__*"] if model is not None else []))
 
-    def ensure_built(self, context: dg.AssetExecutionContext, graph: Graph, *steps: str) -> dict[str, StepResult]:
-        """Bring these steps, and what they take from, up to date.
+    def stale(self, plan: Plan) -> dict[AssetPartition, Stale]:
+        """Every partition that is to be built; a publication only where there is a destination."""
+        unpublished: Mapping[str, str] = {}
+        if self.destination is not None:
+            models = [model.name for model in plan.graph.models]
+            unpublished = last_published.unpublished(plan.project.dist, self.destination, plan.project.store, models)
+        return stale_partitions(plan.graph, plan.staleness, plan.lineages, unpublished)
 
-        Raises Failure with the reason of one that failed, or RetryRequested if the failure may pass by itself.
+    def build_step(self, context: dg.AssetExecutionContext, step: str) -> Record:
+        """Bring a step of the run's model, and what it takes from, up to date."""
+        with self.as_failure(context):
+            return self._build(context, self.plan(model_of(context)), step)
+
+    def build_row(self, context: dg.AssetExecutionContext, output: Callable[[RowPlan], Ref | None]) -> Record | None:
+        """Bring the step up to date that makes this output of the run's row; None where another machine builds it.
+
+        Raises Failure if this is a worker, and not one for this row.
         """
-        project = self.project()
-        with project.store.locked(wait=True, shared=True):
-            outcomes = run(graph.closure(steps), project.store, jobs=self.jobs, shared=True)
-        for outcome in outcomes.values():
-            if outcome.record is not None:
-                context.log.info("%s %s", "reused" if outcome.reused else "built", outcome.step.id)
-        for step_id in steps:
-            outcome = outcomes[step_id]
-            if outcome.error is None:
-                continue
-            failure = dg.Failure(description=outcome.error, allow_retries=False)
-            if outcome.transient:
-                context.log.warning("%s", outcome.error)
-                raise dg.RetryRequested(RETRIES, self.retry_after_s) from failure
-            raise failure
-        return outcomes
+        with self.as_failure(context):
+            plan = self.plan(model_of(context))
+            row = next(row for row in plan.graph.rows if row.row.name == context.partition_key)
+            machine, store = workers.this_machine(), plan.project.store
+            if (reason := refusal(row.row, machine, os.environ)) is not None:
+                raise dg.Failure(description=reason, allow_retries=False)
+            if WORKER_SKUS in os.environ:  # a pod is a worker for one run, and a queue's worker may have been upgraded
+                workers.register(store, workers.spec_here(machine, os.environ[WORKER_SKUS].split(",")))
+            elsewhere = not_here(row, plan.staleness if row.built_by else {})
+            ref = output(row)
+            if elsewhere is not None or ref is None:
+                context.log.warning("%s is skipped: %s", row.row.name, elsewhere)
+                return None
+            return self._build(context, plan, ref.step)
 
-    def package(self, graph: Graph, model: str) -> ModelResult:
-        """Package what the store has of a model, and write its report."""
-        project = self.project()
-        with project.store.locked(wait=True), told():
-            made = package_model(project, graph, model)
-            write_report(project, graph, made)
-        return made
+    def _build(self, context: dg.AssetExecutionContext, plan: Plan, step: str) -> Record:
+        store = plan.project.store
+        with store.locked(wait=True, shared=True):
+            results = run(plan.graph.closure([step]), store, jobs=self.jobs, shared=True)
+        for result in results.values():
+            if result.record is not None:
+                context.log.info("%s %s", "reused" if result.reused else "built", result.step.id)
+        record = results[step].record
+        if record is None:
+            error = EngineryError(str(results[step].error))
+            error.transient = results[step].transient
+            raise error
+        return record
 
-    def images(self, graph: Graph, model: str) -> ModelResult:
-        """Build a model's images, and write its report with them."""
-        project = self.project()
-        with project.store.locked(wait=True), told():
-            made = image_model(project, package_model(project, graph, model), base=self.base)
-            write_report(project, graph, made)
-        return made
+    def package(self, context: dg.AssetExecutionContext) -> ModelResult:
+        """Package what the store has of the run's model, and write its report."""
+        with self.as_failure(context):
+            plan, model = self.plan(context.partition_key), context.partition_key
+            with plan.project.store.locked(wait=True):
+                packaged = package_model(plan.project, plan.graph, model)
+                write_report(plan.project, plan.graph, packaged)
+            return packaged
+
+    def images(self, context: dg.AssetExecutionContext) -> ModelResult:
+        """Build the images of the run's model, and write its report with them."""
+        with self.as_failure(context):
+            plan, model = self.plan(context.partition_key), context.partition_key
+            with plan.project.store.locked(wait=True):
+                packaged = package_model(plan.project, plan.graph, model)
+                with_images = image_model(plan.project, packaged, base=self.base)
+                write_report(plan.project, plan.graph, with_images)
+            return with_images
 
     @property
     def destination(self) -> Destination | None:
@@ -98,31 +154,27 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
             return None
         return Destination(to=self.publish_to, guarded=not self.publish_unguarded, replace=self.publish_replace)
 
-    def publish(self, context: dg.AssetExecutionContext, model: str) -> Result:
+    def publish(self, context: dg.AssetExecutionContext) -> Result:
         """Publish what is packaged of a model. The store is not held: what is sent is hashed as it is read."""
         if self.destination is None:
             raise dg.Failure(description=NO_DESTINATION, allow_retries=False)
-        project = self.project()
-        with told(self.retry_after_s):
-            return last_published.publish(project.dist / model, self.destination, project.store, log=context.log.info)
+        folder, store = Path(self.dist) / context.partition_key, Store(Path(self.store))
+        with self.as_failure(context):
+            return last_published.publish(folder, self.destination, store, log=context.log.info)
 
-    def unpublished(self, graph: Graph) -> dict[str, str]:
-        """Which models' releases are not what was published last, and why; none if there is no destination."""
-        if self.destination is None:
-            return {}
-        project = self.project()
-        return last_published.unpublished(
-            project.dist, self.destination, project.store, [model.name for model in graph.models]
-        )
+    @contextmanager
+    def as_failure(self, context: dg.AssetExecutionContext) -> Iterator[None]:
+        """An error that a person can act on becomes a Failure with its words; it is tried again only if it may pass."""
+        try:
+            yield
+        except EngineryError as error:
+            failure = dg.Failure(description=str(error), allow_retries=False)
+            if error.transient:
+                context.log.warning("%s", error)
+                raise dg.RetryRequested(RETRIES, self.retry_after_s) from failure
+            raise failure from error
 
 
-@contextmanager
-def told(retry_after_s: float = RETRY_AFTER_S) -> Iterator[None]:
-    """An error that a person can act on becomes a Failure with its words; it is tried again only if it may pass."""
-    try:
-        yield
-    except EngineryError as error:
-        failure = dg.Failure(description=str(error), allow_retries=False)
-        if error.transient:
-            raise dg.RetryRequested(RETRIES, retry_after_s) from failure
-        raise failure from error
+def model_of(context: dg.AssetExecutionContext) -> str:
+    """The model of a run's partition: "tiny__l40s__fp8__tp1" -> "tiny"."""
+    return str(context.partition_key).partition("__")[0]

@@ -1,4 +1,7 @@
-"""What runs by the clock: the nightly verification of what is released. How to verify does not belong here."""
+"""What runs by the clock: the nightly verification of what is released. How to verify does not belong here.
+
+https://docs.dagster.io/guides/automate/schedules
+"""
 
 import dagster as dg
 
@@ -21,33 +24,34 @@ def verify_released(context: dg.OpExecutionContext, config: VerifyConfig, factor
     project = factory.project()
     built = sorted(str(path.parent) for path in project.dist.glob("*/model_manifest.yaml"))
     published = last_published.references(project.store).values()
-    found = verify_all(config.references or [*built, *published], log=context.log.info)
-    if told(found):
-        raise dg.Failure(description=told(found), metadata={"verified": table(found)}, allow_retries=False)
-    context.add_output_metadata({"verified": table(found)})
+    releases = verify_all(config.references or [*built, *published], log=context.log.info)
+    if problems := problems_text(releases):
+        raise dg.Failure(description=problems, metadata={"verified": releases_table(releases)}, allow_retries=False)
+    context.add_output_metadata({"verified": releases_table(releases)})
 
 
-def problems(checked: Verified | str) -> tuple[str, ...]:
-    return (checked,) if isinstance(checked, str) else checked.problems
+def problems_of(release: Verified | str) -> tuple[str, ...]:
+    """What is wrong with a release; the one reason why it cannot be read at all."""
+    return (release,) if isinstance(release, str) else release.problems
 
 
-def told(found: dict[str, Verified | str]) -> str:
-    return "\n".join(f"- {reference}: {why}" for reference, checked in found.items() for why in problems(checked))
+def problems_text(releases: dict[str, Verified | str]) -> str:
+    return "\n".join(f"- {reference}: {why}" for reference, release in releases.items() for why in problems_of(release))
 
 
-def table(found: dict[str, Verified | str]) -> dg.TableMetadataValue:
+def releases_table(releases: dict[str, Verified | str]) -> dg.TableMetadataValue:
     """A line for each release: what was read, and how many things are wrong with it."""
     records = [
         dg.TableRecord(
             {
                 "release": reference,
-                "files": getattr(checked, "num_files", 0),
-                "bytes": getattr(checked, "size_bytes", 0),
-                "images": getattr(checked, "num_images", 0),
-                "problems": len(problems(checked)),
+                "files": getattr(release, "num_files", 0),
+                "bytes": getattr(release, "size_bytes", 0),
+                "images": getattr(release, "num_images", 0),
+                "problems": len(problems_of(release)),
             }
         )
-        for reference, checked in found.items()
+        for reference, release in releases.items()
     ]
     kinds = {"release": "string", "files": "int", "bytes": "int", "images": "int", "problems": "int"}
     columns = [dg.TableColumn(name, kind) for name, kind in kinds.items()]

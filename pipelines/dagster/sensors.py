@@ -1,135 +1,127 @@
-"""What starts builds without a hand: a new model revision, a new toolchain. `lineage` decides what is due.
+"""What starts builds without a hand: a new model revision, a new toolchain. The plan says what is stale and why.
 
-Each sensor records the versions it sees (so that the UI says what is stale and why) and launches one backfill of
-exactly the partitions that are due for its cause. Its cursor remembers, for each partition, the version of what it
-watches at which the partition was up to date or was launched: what that backfill has not built yet, or could not build,
-is not launched again; a failed build waits for a person or for another version.
+A sensor watches one source asset. It records the versions that it sees, so that the UI says what is stale and why, and
+launches one backfill of exactly the partitions that are stale for its cause and come from a version that is new to it.
+Its cursor is the versions it has seen: each is launched once, and a build that failed waits for a person or for another
+version (docs/adr/0013). https://docs.dagster.io/guides/automate/sensors/
 """
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
+
+# Private, no public name: partitions of several assets that are launched together, in the order of their dependencies.
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
-from pipelines.dagster.lineage import Cell, Due, due, lineage, watched
+from pipelines.dagster.lineage import MODEL_REVISION, STAGES, TOOLCHAIN, AssetPartition, Stale, origins, source_versions
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.source_assets import observe
 from pipelines.errors import EngineryError
 from pipelines.plan.staleness import Cause
 
-BUILT = dg.AssetSelection.assets("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image", "publication")
+# What a source asset's new version shows itself as. Other bytes of an input are what another model made of them.
+CAUSES = {MODEL_REVISION: {Cause.MODEL, Cause.INPUTS}, TOOLCHAIN: {Cause.TOOLCHAIN}}
+NAMES = {MODEL_REVISION: "model", TOOLCHAIN: "toolchain"}  # of the cause, in a backfill's tag
 WHY = "enginery/why"
 CAUSE = "enginery/cause"
 MAX_TAG = 255  # characters, of what a person reads in the list of runs
 INTERVAL_S = 30
 
 
-def rebuild_sensor(name: str, cause: Cause, description: str) -> dg.SensorDefinition:
+def rebuild_sensor(name: str, source: str, description: str) -> dg.SensorDefinition:
     @dg.sensor(
         name=name,
         description=description,
-        asset_selection=BUILT,
+        asset_selection=dg.AssetSelection.assets(*STAGES),
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def evaluate(context: dg.SensorEvaluationContext, factory: Factory) -> dg.RunRequest | dg.SkipReason:
         try:
-            project = factory.project()
-            graph = project.graph()
-            changed = observe(context.instance, graph)
-            cells = lineage(graph)
-            stale = due(graph, project.store, cells, factory.unpublished(graph))
+            plan = factory.plan()
+            changed = observe(context.instance, plan.lineages)
+            stale = factory.stale(plan)
         except EngineryError as error:
             return dg.SkipReason(str(error))
-        for (asset, partition), (was, now) in changed.items():
-            context.log.info("%s of %s: %s -> %s", asset, partition, was, now)
-        found = launched(stale, cause, publishes=factory.destination is not None)
-        now_at, known_at = watched(graph, cells, cause), remembered(context.cursor)
-        wanted = {cell: why for cell, why in found.items() if known_at.get(spelled(cell)) != now_at[cell]}
-        # Of what is stale for another reason, only what was never seen: its own cause may come to light later.
-        settled = {
-            cell
-            for cell in cells
-            if cell not in stale or (cause not in stale[cell].causes and spelled(cell) not in known_at)
-        }
-        if not wanted:
-            context.update_cursor(remember(known_at, now_at, settled))
-            if found:
-                return dg.SkipReason("what is due was launched already; materialize it by hand to try again")
-            return dg.SkipReason(f"{len(stale)} partitions are stale, none of them for a new {cause}")
-        defined = context.repository_def
-        assert defined is not None
-        known = {
-            asset: defined.asset_graph.get(dg.AssetKey(asset)).partitions_def
-            for asset in {asset for asset, _ in wanted}
-        }
-        missing = sorted(
-            spelled(cell) for cell in wanted if cell[1] not in (known[cell[0]] or _none()).get_partition_keys()
-        )
-        if missing:
-            return dg.SkipReason(f"{', '.join(missing)}: new in the matrix; reload the definitions")
-        context.update_cursor(remember(known_at, now_at, settled | wanted.keys()))
-        return dg.RunRequest.for_asset_graph_subset(
-            AssetGraphSubset(  # type: ignore[call-arg]
-                non_partitioned_asset_keys=frozenset(),
-                partitions_subsets_by_asset_key={
-                    dg.AssetKey(asset): definition.subset_with_partition_keys(
-                        [key for found, key in wanted if found == asset]
-                    )
-                    for asset, definition in known.items()
-                    if definition is not None
-                },
-            ),
-            tags={CAUSE: str(cause), WHY: told(wanted)},
-        )
+        for partition, (before, now) in changed.items():
+            context.log.info("%s of %s: %s -> %s", partition.asset, partition.key, before, now)
+        versions, seen = source_versions(plan.lineages)[source], seen_versions(context.cursor)
+        new = {key for key, version in versions.items() if seen.get(key) != version}
+        rebuilt = rebuilt_without_a_hand(stale, source, publishes=factory.destination is not None)
+        comes_from = origins(plan.lineages, source)
+        launched = {partition: why for partition, why in rebuilt.items() if comes_from[partition] & new}
+        if unknown := [str(partition) for partition in launched if not is_defined(context.repository_def, partition)]:
+            return dg.SkipReason(f"{', '.join(sorted(unknown))}: new in the matrix; reload the definitions")
+        context.update_cursor(json.dumps(versions))
+        if launched:
+            tags = {CAUSE: NAMES[source], WHY: reasons_text(launched.values())}
+            return dg.RunRequest.for_asset_graph_subset(subset(context.repository_def, launched), tags=tags)
+        if rebuilt:
+            return dg.SkipReason("what is due was launched already; materialize it by hand to try again")
+        return dg.SkipReason(f"{len(stale)} partitions are stale, none of them for a new {NAMES[source]}")
 
     return evaluate
 
 
-def spelled(cell: Cell) -> str:
-    return ":".join(cell)
-
-
-def remembered(cursor: str | None) -> dict[str, str]:
-    """What a cursor says: the version of each partition. Nothing if there is none, or one of an earlier form."""
+def seen_versions(cursor: str | None) -> dict[str, str]:
+    """The versions that a cursor holds; none if there is no cursor, or one of an earlier form."""
     try:
-        said = json.loads(cursor or "{}")
+        versions = json.loads(cursor or "{}")
     except ValueError:
         return {}
-    return {str(cell): str(version) for cell, version in said.items()} if isinstance(said, dict) else {}
+    return {str(key): str(version) for key, version in versions.items()} if isinstance(versions, dict) else {}
 
 
-def remember(known_at: Mapping[str, str], now_at: Mapping[Cell, str], settled: Set[Cell]) -> str:
-    """The next cursor: today's version of what is settled, and what was known of the rest."""
-    kept = {spelled(cell): known_at[spelled(cell)] for cell in now_at if spelled(cell) in known_at}
-    return json.dumps(kept | {spelled(cell): now_at[cell] for cell in now_at if cell in settled})
-
-
-def _none() -> dg.StaticPartitionsDefinition:
-    return dg.StaticPartitionsDefinition([])
-
-
-def launched(stale: Mapping[Cell, Due], cause: Cause, *, publishes: bool) -> dict[Cell, Due]:
-    """What a sensor of this cause launches: all that is due for it, unless something it needs was never built."""
+def rebuilt_without_a_hand(
+    stale: Mapping[AssetPartition, Stale], source: str, *, publishes: bool
+) -> dict[AssetPartition, Stale]:
+    """What is stale for a source asset's sake, unless something that it needs was never built."""
     return {
-        cell: found
-        for cell, found in stale.items()
-        if cause in found.causes and Cause.NEVER_BUILT not in found.causes and (publishes or cell[0] != "publication")
+        partition: why
+        for partition, why in stale.items()
+        if why.causes & CAUSES[source]
+        and Cause.NEVER_BUILT not in why.causes
+        and (publishes or partition.asset != "publication")
     }
 
 
-def told(wanted: Mapping[Cell, Due]) -> str:
+def partitions_of(defined: dg.RepositoryDefinition | None, asset: str) -> dg.PartitionsDefinition[str]:
+    """An asset's partitions as the definitions have them, which may be older than the matrix."""
+    assert defined is not None  # the daemon and the tests give one
+    partitions_def = defined.assets_defs_by_key[dg.AssetKey(asset)].partitions_def
+    assert partitions_def is not None  # every asset has one
+    return partitions_def
+
+
+def is_defined(defined: dg.RepositoryDefinition | None, partition: AssetPartition) -> bool:
+    return partitions_of(defined, partition.asset).has_partition_key(partition.key)
+
+
+def subset(defined: dg.RepositoryDefinition | None, partitions: Iterable[AssetPartition]) -> AssetGraphSubset:
+    keys: dict[str, list[str]] = {}
+    for asset, key in partitions:
+        keys.setdefault(asset, []).append(key)
+    return AssetGraphSubset(  # type: ignore[call-arg]
+        non_partitioned_asset_keys=frozenset(),
+        partitions_subsets_by_asset_key={
+            dg.AssetKey(asset): partitions_of(defined, asset).subset_with_partition_keys(of_asset)
+            for asset, of_asset in keys.items()
+        },
+    )
+
+
+def reasons_text(stale: Iterable[Stale]) -> str:
     """The reasons as one tag."""
-    text = "; ".join(sorted({line for found in wanted.values() for line in found.why}))
+    text = "; ".join(sorted({words for why in stale for words in why.reasons}))
     return text if len(text) <= MAX_TAG else text[: MAX_TAG - 1] + "…"
 
 
 new_model_revision = rebuild_sensor(
-    "new_model_revision", Cause.MODEL, "Rebuild what depends on a model whose files changed"
+    "new_model_revision", MODEL_REVISION, "Rebuild what depends on a model whose files changed"
 )
 new_toolchain = rebuild_sensor(
-    "new_toolchain", Cause.TOOLCHAIN, "Rebuild what an upgraded compiler or library made: TensorRT, OpenVINO, …"
+    "new_toolchain", TOOLCHAIN, "Rebuild what an upgraded compiler or library made: TensorRT, OpenVINO, …"
 )
 
 SENSORS = [new_model_revision, new_toolchain]

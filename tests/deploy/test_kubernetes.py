@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.dagster.placement import SERVES, labels_of, pod
+from pipelines.dagster.placement import WORKER_SKUS, labels_of, pod
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Row
 from tests.support.services import ROOT
@@ -70,7 +70,7 @@ def test_a_row_that_needs_its_gpu_asks_for_that_product_and_for_as_many_as_its_t
     spec = made["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": str(hopper.tp)}
-    assert {"name": SERVES, "value": "h100-sxm-80gb"} in container["env"]
+    assert {"name": WORKER_SKUS, "value": "h100-sxm-80gb"} in container["env"]
     ((wanted,),) = (
         term["matchExpressions"]
         for term in spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][

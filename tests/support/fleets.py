@@ -6,17 +6,21 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import dagster as dg
 from msgspec import structs
 
-from pipelines.dagster.definitions import build_defs
-from pipelines.dagster.lineage import Cell, lineage
-from pipelines.dagster.resources import Factory
+from pipelines.build.project import Project
+from pipelines.dagster.lineage import AssetPartition, Stale, lineage, stale_partitions
 from pipelines.plan.graph import Ref
 from pipelines.plan.staleness import cache_key_inputs, inputs_of, states
 from pipelines.store.files import key_of
 from pipelines.store.store import Blob
+
+if TYPE_CHECKING:  # dagster takes a second to import: the functions that use it do
+    import dagster as dg
+
+    from pipelines.dagster.resources import Factory
 
 MATRIX = """
 schema_version: 1
@@ -45,6 +49,7 @@ build:
   - {models: [tiny], skus: [h100, l40s], precisions: [fp16], tp: [1]}
   - {models: [tiny], skus: [cpu-x86-64], precisions: [fp32], tp: [1]}
 """
+NOT_BUILT = {("image", "tiny"), ("publication", "tiny")}  # in tests that have no container engine and no destination
 CPU, L40S, H100 = "tiny__cpu-x86-64__fp32__tp1", "tiny__l40s__fp16__tp1", "tiny__h100__fp16__tp1"
 
 
@@ -63,10 +68,14 @@ class Fleet:
 
     @property
     def factory(self) -> Factory:
+        from pipelines.dagster.resources import Factory
+
         matrix, store, dist = (str(self.folder / name) for name in ("matrix.yaml", "store", "dist"))
         return Factory(matrix=matrix, store=store, dist=dist, jobs=2, retry_after_s=0, publish_to=self.to)
 
     def repository(self) -> dg.RepositoryDefinition:
+        from pipelines.dagster.definitions import build_defs
+
         return build_defs(self.factory).get_repository_def()
 
     def edit(self, old: str, new: str) -> None:
@@ -99,16 +108,24 @@ class Fleet:
         outputs = {**latest.outputs, output: another}
         store.write_record(structs.replace(latest, key=key_of(key_inputs), key_inputs=key_inputs, outputs=outputs))
 
-    def cells(self) -> list[Cell]:
-        return list(lineage(self.factory.graph()))
+    def partitions(self) -> list[AssetPartition]:
+        return list(self.factory.plan().lineages)
 
-    def materialize(self, instance: dg.DagsterInstance, *cells: Cell) -> None:
+    def materialize(self, instance: dg.DagsterInstance, *partitions: tuple[str, str]) -> None:
         """Run these partitions one after the other, each as a run of its own."""
+        import dagster as dg
+
         repository = self.repository()
         job = repository.get_implicit_global_asset_job_def()
-        for asset, key in cells:
+        for asset, key in partitions:
             selected = job.get_subset(asset_selection={dg.AssetKey(asset)})
             assert selected.execute_in_process(instance=instance, partition_key=key).success
+
+
+def stale(project: Project) -> dict[AssetPartition, Stale]:
+    """Every partition that is to be built, as the plan says it."""
+    graph = project.graph()
+    return stale_partitions(graph, states(graph, project.store), lineage(graph))
 
 
 def new_release(folder: Path, distribution: str, version: str) -> Path:

@@ -221,8 +221,8 @@ def test_another_base_image_makes_the_images_due_and_no_step(plant: Plant, tmp_p
     before = runtime_sources(("cpu",), containers)
     (containers / "images.lock").write_text("another base\n")
     assert before != runtime_sources(("cpu",), containers)
-    cells = lineage(plant.project().graph())
-    assert {asset for (asset, _), made in cells.items() if "containers" in made.settings} == {"image"}
+    lineages = lineage(plant.project().graph())
+    assert {asset for (asset, _), entry in lineages.items() if "containers" in entry.settings} == {"image"}
     assert plant.stale() == set()
 
 

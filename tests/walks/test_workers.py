@@ -17,16 +17,13 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
-from pipelines.dagster.lineage import Cell, Due, due
-from pipelines.dagster.placement import SERVES, queue_of, refusal, verify
+from pipelines.dagster.lineage import AssetPartition, Stale
 from pipelines.dagster.sensors import CAUSE, WHY
-from pipelines.errors import WorkerError
 from pipelines.inspect import resolve
-from pipelines.matrix.load import load
 from pipelines.matrix.values import Worker
 from pipelines.publish.dispatch import publish
 from pipelines.publish.last_published import Destination
-from tests.support.fleets import CPU, H100, L40S, Fleet
+from tests.support.fleets import Fleet
 from tests.support.servers import registry
 from tests.support.services import ROOT, kill, postgres, redis, started, until
 
@@ -76,7 +73,7 @@ class Team:
         """Ask for the rows that this machine builds, and the manifest. What they take from is built on the way."""
         graph = self.fleet.repository().asset_graph
         keys: dict[str, list[str]] = {}
-        for asset, key in self.fleet.cells():
+        for asset, key in self.fleet.partitions():
             if asset in ("engine", "verdict", "manifest"):
                 keys.setdefault(asset, []).append(key)
         subsets = {
@@ -219,49 +216,5 @@ def released(reference: str) -> bytes:
     return resolve.read(reference).release.manifest_bytes
 
 
-def still_due(fleet: Fleet) -> Mapping[Cell, Due]:
-    project = fleet.factory.project()
-    graph = project.graph()
-    return due(graph, project.store, unpublished=fleet.factory.unpublished(graph))
-
-
-def test_a_worker_without_the_sku_it_is_to_serve_refuses_with_every_reason(tmp_path: Path, tiny_model: Path) -> None:
-    fleet = Fleet.at(tmp_path / "fleet", tiny_model)
-    matrix = load(fleet.folder / "matrix.yaml")
-    verify(matrix, ["l40s", "cpu-x86-64"], HERE)
-    with pytest.raises(WorkerError) as refused:
-        verify(matrix, ["h100", "l40z"], HERE)
-    assert "h100: needs a worker with h100" in str(refused.value)
-    assert "l40z: the matrix has no such SKU" in str(refused.value)
-
-
-def test_the_command_refuses_before_it_takes_anything_from_a_queue(tmp_path: Path, tiny_model: Path) -> None:
-    fleet = Fleet.at(tmp_path / "fleet", tiny_model)
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "worker",
-        "--sku",
-        "h100",
-        "-m",
-        str(fleet.folder / "matrix.yaml"),
-    ]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
-    assert done.returncode == WorkerError.exit_code
-    assert "needs a worker with h100" in done.stderr
-
-
-def test_a_run_in_a_wrong_queue_is_refused_and_without_a_worker_nothing_is(tmp_path: Path, tiny_model: Path) -> None:
-    fleet = Fleet.at(tmp_path / "fleet", tiny_model)
-    rows = {row.name: row for row in load(fleet.folder / "matrix.yaml").rows}
-    assert "this worker serves l40s" in str(refusal(rows[CPU], HERE, {SERVES: "l40s"}))
-    assert refusal(rows[L40S], HERE, {SERVES: "l40s"}) is None
-    assert "needs a worker with h100" in str(refusal(rows[H100], HERE, {SERVES: "h100"}))
-    assert refusal(rows[H100], HERE, {}) is None
-
-
-def test_a_row_goes_to_its_skus_queue_and_everything_else_goes_home() -> None:
-    assert queue_of("tiny__l40s__fp8__tp1") == "sku.l40s"
-    assert {queue_of(name) for name in ("tiny", "tiny__fp8", None)} == {"home"}
+def still_due(fleet: Fleet) -> Mapping[AssetPartition, Stale]:
+    return fleet.factory.stale(fleet.factory.plan())

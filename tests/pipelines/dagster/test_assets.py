@@ -6,14 +6,17 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines.build.project import Project
-from pipelines.dagster.assets import Partitions, factory_assets
+from pipelines.dagster.assets import factory_assets
+from pipelines.dagster.definitions import build_defs
+from pipelines.dagster.lineage import lineage
+from pipelines.dagster.partitions import Partitions
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.source_assets import source_assets
 from pipelines.matrix import load as matrices
 from pipelines.matrix.values import Worker
 from pipelines.plan.graph import Graph
 from pipelines.plan.layout import graph
+from tests.support.fleets import L40S, Fleet
 
 DEMO = Path(__file__).parents[3] / "sku_matrix.yaml"
 WORKER = Worker(
@@ -51,7 +54,8 @@ def demo() -> Graph:
 
 
 def test_the_graph_goes_from_export_to_publication(demo: Graph) -> None:
-    assets = [*source_assets(Partitions(demo).of), *factory_assets(demo)]
+    partitions = Partitions(demo, lineage(demo))
+    assets = [*source_assets(partitions.of), *factory_assets(partitions)]
     definitions = dg.Definitions(assets=assets, resources={"factory": Factory()})
     resolved = definitions.resolve_asset_graph()
     parents = {
@@ -72,7 +76,7 @@ def test_the_graph_goes_from_export_to_publication(demo: Graph) -> None:
 
 
 def test_only_one_export_and_one_measurement_run_at_a_time_by_their_pools(demo: Graph) -> None:
-    pools = {asset.key.to_user_string(): asset.op.pool for asset in factory_assets(demo)}
+    pools = {asset.key.to_user_string(): asset.op.pool for asset in factory_assets(Partitions(demo, lineage(demo)))}
     assert pools == {
         "fp32_onnx": "export",
         "typed_onnx": "export",
@@ -84,15 +88,6 @@ def test_only_one_export_and_one_measurement_run_at_a_time_by_their_pools(demo: 
     }
 
 
-def test_every_row_is_one_partition_and_its_run_is_tagged_with_what_its_worker_must_be(demo: Graph) -> None:
-    engine = next(a for a in factory_assets(demo) if a.key.to_user_string() == "engine")
-    assert engine.partitions_def is not None
-    assert engine.partitions_def.get_partition_keys() == [plan.row.name for plan in demo.rows]
-    tags = engine.partitions_def.get_tags_for_partition_key("all-minilm-l6-v2__l40s__fp8__tp1")
-    assert tags["enginery/sku"] == "l40s"
-    assert tags["enginery/precision"] == "fp8"
-
-
 @pytest.mark.slow
 def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipped(
     tmp_path: Path, tiny_model: Path
@@ -102,9 +97,8 @@ def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipp
     factory = Factory(
         matrix=str(tmp_path / "matrix.yaml"), store=str(tmp_path / "store"), dist=str(tmp_path / "dist"), jobs=1
     )
-    project = Project.open(Path(factory.matrix), store=Path(factory.store))
-    steps = project.graph()
-    by_name = {asset.key.to_user_string(): asset for asset in factory_assets(steps)}
+    plan = factory.plan()
+    by_name = {asset.key.to_user_string(): asset for asset in factory_assets(Partitions(plan.graph, plan.lineages))}
 
     def materialize(names: list[str], partition: str) -> dg.ExecuteInProcessResult:
         chosen = [by_name[name] for name in names]
@@ -132,3 +126,20 @@ def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipp
     assert released.success
     assert (tmp_path / "dist" / "tiny" / "model_manifest.yaml").is_file()
     assert (tmp_path / "dist" / "tiny" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_verdict_made_by_hand_has_the_manifest_follow_where_automation_is_switched_on(
+    fleet: Fleet, instance: dg.DagsterInstance
+) -> None:
+    def requested(cursor: object = None) -> dg.EvaluateAutomationConditionsResult:
+        return dg.evaluate_automation_conditions(build_defs(fleet.factory), instance, cursor=cursor)  # type: ignore[arg-type]
+
+    idle = requested()
+    idle = requested(idle.cursor)
+    assert idle.total_requested == 0
+    fleet.edit("{min_realized_precision: 0.1}", "{min_realized_precision: 0.2}")
+    fleet.materialize(instance, ("verdict", L40S))
+    after = requested(idle.cursor)
+    assert after.get_requested_partitions(dg.AssetKey("manifest")) == {"tiny"}
+    assert after.total_requested == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dagster.lineage import due
+from pipelines.dagster.lineage import lineage, stale_partitions
 from pipelines.errors import MatrixError
 from pipelines.matrix import load as matrices
 from pipelines.plan import remeasure
@@ -77,7 +77,8 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
     store.ask_again(key_inputs)
     store.ask_again(key_inputs)  # asked twice before it ran: it runs once
     assert words(states(planned, store)[STEP]) == [FORCED]
-    assert {cell: found.causes for cell, found in due(planned, store).items()} == {
+    due = stale_partitions(planned, states(planned, store), lineage(planned))
+    assert {partition: why.causes for partition, why in due.items()} == {
         ("verdict", CPU): {Cause.FORCED},
         ("manifest", "tiny"): {Cause.FORCED},
         ("image", "tiny"): {Cause.FORCED},

@@ -12,13 +12,13 @@ import pytest
 from pipelines.build.build_matrix import build
 from pipelines.build.project import Project
 from pipelines.cli.plan_view import View, as_json
-from pipelines.dagster.lineage import due, lineage, toolchains
+from pipelines.dagster.lineage import AssetPartition, lineage, source_versions
 from pipelines.matrix.values import Worker
 from pipelines.plan import workers
 from pipelines.plan.staleness import states
 from pipelines.plan.workers import FOLDER, WorkerSpec, builders, registered
 from pipelines.store.store import Store
-from tests.support.fleets import CPU, H100, L40S, MATRIX, Fleet, new_release
+from tests.support.fleets import CPU, H100, L40S, MATRIX, Fleet, new_release, stale
 from tests.support.plans import HERE, built
 from tests.support.services import ROOT, started, until
 
@@ -109,14 +109,14 @@ def test_an_upgraded_worker_makes_its_rows_due_and_says_which_version_is_new(fle
     shop = project(fleet)
     workers.register(shop.store, spec(WITH_H100, "h100", tensorrt="11.0"))
     built(shop.graph(), shop.store)
-    assert due(shop.graph(), shop.store) == {}
+    assert stale(shop) == {}
     workers.register(shop.store, spec(WITH_H100, "h100", tensorrt="11.1"))
     why = "compile/tiny__fp16__tensorrt-sm90__tp1: toolchain.tensorrt: 11.0 -> 11.1"
     assert str(rows_of(shop)[H100]["refusal"]).endswith("; toolchain.tensorrt: 11.0 -> 11.1")
-    stale = due(shop.graph(), shop.store)
-    assert stale["engine", H100].why == (why,)
-    assert ("engine", L40S) not in stale
-    assert toolchains(lineage(shop.graph()))["tensorrt@h100"] == {"tensorrt": "11.1"}
+    due = stale(shop)
+    assert list(due[AssetPartition("engine", H100)].reasons) == [why]
+    assert ("engine", L40S) not in due
+    assert source_versions(lineage(shop.graph()))["toolchain"]["tensorrt@h100"] == "tensorrt 11.1"
 
 
 def test_a_worker_with_other_exporters_is_named_with_the_remedy(fleet: Fleet) -> None:

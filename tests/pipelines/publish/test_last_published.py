@@ -11,10 +11,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from pipelines.dagster.assets import Partitions
-from pipelines.dagster.lineage import lineage
+from pipelines.dagster.lineage import AssetPartition
+from pipelines.dagster.partitions import Partitions
 from pipelines.errors import PublishError
 from pipelines.inspect import resolve
+from pipelines.plan.staleness import Cause
 from pipelines.publish import last_published
 from pipelines.publish.last_published import Destination
 from pipelines.remote import login
@@ -98,7 +99,8 @@ def test_without_a_destination_it_fails_with_the_remedy(fleet: Fleet) -> None:
     failure = published(fleet).failure_data_for_node("publication")
     assert failure is not None
     assert "ENGINERY_PUBLISH_TO=s3://BUCKET/PREFIX" in str(failure.user_failure_data)
-    assert fleet.factory.unpublished(fleet.factory.graph()) == {}
+    stale = fleet.factory.stale(fleet.factory.plan())
+    assert not any(Cause.UNPUBLISHED in why.causes for why in stale.values())
 
 
 def test_a_registrys_address_that_all_models_would_share_is_refused() -> None:
@@ -114,15 +116,16 @@ def test_the_link_of_a_release_in_a_bucket_is_its_pointer() -> None:
 
 
 def test_a_model_without_images_is_published_from_its_manifest(fleet: Fleet) -> None:
-    with_images = lineage(fleet.factory.graph())
-    assert with_images["publication", "tiny"].upstream == (("image", "tiny"),)
+    publication = AssetPartition("publication", "tiny")
+    with_images = fleet.factory.plan().lineages
+    assert with_images[publication].upstream == (("image", "tiny"),)
     fleet.edit("runtimes: [rtx, cpu]", "runtimes: []")
-    graph = fleet.factory.graph()
-    without = lineage(graph)
-    assert with_images.keys() - without.keys() == {("image", "tiny")}
-    assert without["publication", "tiny"].upstream == (("manifest", "tiny"),)
-    assert Partitions(graph).of["image"].get_partition_keys() == []
-    (to_manifest,) = (dep for dep in Partitions(graph).deps("publication") if dep.asset_key == dg.AssetKey("manifest"))
+    plan = fleet.factory.plan()
+    assert with_images.keys() - plan.lineages.keys() == {("image", "tiny")}
+    assert plan.lineages[publication].upstream == (("manifest", "tiny"),)
+    partitions = Partitions(plan.graph, plan.lineages)
+    assert partitions.of["image"].get_partition_keys() == []
+    (to_manifest,) = (dep for dep in partitions.deps("publication") if dep.asset_key == dg.AssetKey("manifest"))
     assert isinstance(to_manifest.partition_mapping, dg.IdentityPartitionMapping)
     assert fleet.repository().asset_graph.get(dg.AssetKey("publication")).parent_keys >= {dg.AssetKey("manifest")}
 

@@ -1,0 +1,31 @@
+"""How a run takes a failure: what may pass is tried again."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from tests.support.fleets import Fleet
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_failure_that_may_pass_is_tried_again_and_one_that_says_why_is_not(
+    fleet: Fleet, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = fleet.repository().get_implicit_global_asset_job_def()
+    export = job.get_subset(asset_selection={dg.AssetKey("fp32_onnx")})
+
+    def retried(raised: bool) -> tuple[int, str]:
+        result = export.execute_in_process(instance=instance, partition_key="tiny", raise_on_error=False)
+        assert not result.success
+        events = [event for event in result.all_events if event.is_step_restarted]
+        failure = result.failure_data_for_node("fp32_onnx")
+        return len(events), str(failure and failure.error)
+
+    (fleet.folder / "tiny-bert" / "config.json").write_text("{}")
+    times, error = retried(False)
+    assert (times, "export/tiny" in error) == (0, True)
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")  # the stage's process dies before it can answer
+    times, error = retried(True)
+    assert times == 2
