@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
-import math
 import os
 import queue
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import blake3
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from serving.backends.base import Inputs, LoadOptions
 from serving.backends.checks import InputSpec, check_inputs, check_output, engine_problems
+from serving.backends.cuda import Cuda, Output, Staging, load_cuda
 from serving.errors import BackendError
 
 DIGEST_BYTES = 32  # of BLAKE3, before the kernels in a cache file
@@ -25,36 +25,38 @@ log = logging.getLogger(__name__)
 
 
 class TensorRt:
-    """Execution contexts of one engine, each lent to one thread at a time: one copies while another computes."""
+    """Execution contexts of one engine, each lent to one thread at a time."""
 
     lends_all = False
 
-    def __init__(self, name: str, trt: Any, engine: Any, options: LoadOptions, cache_file: Path | None) -> None:
+    def __init__(
+        self, name: str, trt: Any, cuda: Cuda, engine: Any, options: LoadOptions, cache_file: Path | None
+    ) -> None:
         self.name = name
         self._engine, self._cache_file, self._device_index = engine, cache_file, options.device_index
-        self._cuda = _Cuda()
+        self._cuda = cuda
         self._specs, output = _tensors(trt, engine)
         self.input_names = tuple(spec.name for spec in self._specs)
         self._runtime_cache: Any = None
         config = None if cache_file is None else self._runtime_config(trt, cache_file)
-        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        self._contexts: queue.SimpleQueue[Staging] = queue.SimpleQueue()
         for _ in range(max(1, options.num_streams)):
             context = engine.create_execution_context() if config is None else engine.create_execution_context(config)
             if context is None:
                 raise BackendError(f"{name} could not create an execution context: too little GPU memory?")
-            self._lanes.put(_Lane(name, self._cuda, context, self._specs, output))
+            self._contexts.put(Staging(name, cuda, context, self._specs, output))
         self._kept_cache = False
 
     def infer(self, inputs: Inputs, *, alone: bool = False) -> NDArray[np.float32]:
         num_items = check_inputs(inputs, self._specs)
-        lane = self._lanes.get()
+        staging = self._contexts.get()
         try:
-            self._cuda.check(self._cuda.api.cudaSetDevice(self._device_index))  # it belongs to the calling thread
-            output = lane.run(inputs, num_items)
+            self._cuda.use(self._device_index)
+            output = staging.run(inputs, num_items)
             if not self._kept_cache:
                 self._keep_cache()
         finally:
-            self._lanes.put(lane)
+            self._contexts.put(staging)
         return check_output(output, num_items)
 
     def realized_precision(self) -> Mapping[str, float]:
@@ -62,25 +64,27 @@ class TensorRt:
 
     def close(self) -> None:
         self._keep_cache()
-        while not self._lanes.empty():
-            self._lanes.get_nowait().close()
+        while not self._contexts.empty():
+            self._contexts.get_nowait().close()
         self._engine = self._runtime_cache = None
 
     def _runtime_config(self, trt: Any, cache_file: Path) -> Any:
-        """TensorRT for RTX compiles its kernels at first use; with a cache file the next start need not.
+        """TensorRT for RTX compiles kernels as shapes come; those of the cache file it need not compile again.
 
-        It also captures a CUDA graph of each shape that comes again, once that shape's own kernels are compiled.
+        The strategy lets it replay CUDA graphs. Version 1.7.1 calls its graph caches "single element": a context whose
+        shapes alternate captures again. No figure of ours says what either is worth.
         """
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._runtime_cache = config.create_runtime_cache()
-        kept = _whole(cache_file)
-        if kept is not None and not self._runtime_cache.deserialize(kept):
+        kernels = _whole(cache_file)
+        if kernels is not None and not self._runtime_cache.deserialize(kernels):
             log.warning("%s: made for another machine or version; compiling again", cache_file)
         config.set_runtime_cache(self._runtime_cache)
         return config
 
     def _keep_cache(self) -> None:
+        """Write what is compiled by now: after the first batch, and when the engine is closed."""
         self._kept_cache = True
         if self._cache_file is None or self._runtime_cache is None:
             return
@@ -91,68 +95,6 @@ class TensorRt:
             partial.replace(self._cache_file)
         except OSError as error:  # a read-only cache is legal: the next start compiles again
             log.info("compiled kernels are not kept: %s", error)
-
-
-class _Lane:
-    """One context with its stream, and a buffer on the device and one in pinned memory for each tensor.
-
-    Buffers are sized for the engine's largest shape. Their addresses never change, as a CUDA graph demands; copies from
-    and to pinned memory need no detour through the driver's own.
-    """
-
-    def __init__(self, name: str, cuda: _Cuda, context: Any, specs: tuple[InputSpec, ...], output: _Output) -> None:
-        self._name, self._cuda, self._context, self._output = name, cuda, context, output
-        api, check = cuda.api, cuda.check
-        self._stream = check(api.cudaStreamCreate())
-        sizes = {
-            spec.name: math.prod(high or 1 for _, high in spec.axes) * np.dtype(spec.dtype).itemsize for spec in specs
-        }
-        sizes[output.name] = (specs[0].axes[0][1] or 1) * output.dimension * output.dtype.itemsize
-        self._device = {tensor: int(check(api.cudaMalloc(size))) for tensor, size in sizes.items()}
-        self._pinned = {tensor: int(check(api.cudaMallocHost(size))) for tensor, size in sizes.items()}
-        self._host = {
-            tensor: np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._pinned[tensor]))
-            for tensor, size in sizes.items()
-        }
-        for tensor, address in self._device.items():
-            context.set_tensor_address(tensor, address)
-
-    def run(self, inputs: Inputs, num_items: int) -> NDArray[np.generic]:
-        """One batch -> (B, D) in the engine's own type. The calling thread has chosen the device."""
-        api, check = self._cuda.api, self._cuda.check
-        for name, array in inputs.items():
-            if not self._context.set_input_shape(name, array.shape):
-                raise BackendError(f"{self._name} refused the shape {array.shape} for {name}")
-            host = self._host[name][: array.nbytes]
-            np.copyto(host.view(array.dtype).reshape(array.shape), array)
-            copy = (self._device[name], self._pinned[name], array.nbytes)
-            check(api.cudaMemcpyAsync(*copy, api.cudaMemcpyKind.cudaMemcpyHostToDevice, self._stream))
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise BackendError(f"{self._name} could not run a batch of {num_items}; its log has the cause")
-        output = self._output
-        size = num_items * output.dimension * output.dtype.itemsize
-        copy = (self._pinned[output.name], self._device[output.name], size)
-        check(api.cudaMemcpyAsync(*copy, api.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._stream))
-        check(api.cudaStreamSynchronize(self._stream))
-        rows: NDArray[np.generic] = self._host[output.name][:size].view(output.dtype)
-        return rows.reshape(num_items, output.dimension).copy()
-
-    def close(self) -> None:
-        self._context = None
-        self._host = {}
-        for address in self._device.values():
-            self._cuda.api.cudaFree(address)
-        for address in self._pinned.values():
-            self._cuda.api.cudaFreeHost(address)
-        self._cuda.api.cudaStreamDestroy(self._stream)
-
-
-class _Output(NamedTuple):
-    """The tensor that is read, (B, dimension)."""
-
-    name: str
-    dimension: int
-    dtype: np.dtype[Any]
 
 
 def _whole(cache_file: Path) -> bytes | None:
@@ -202,18 +144,18 @@ def import_tensorrt_rtx() -> Any:
 
 
 def _load(name: str, trt: Any, engine: bytes, options: LoadOptions, cache_file: Path | None) -> TensorRt:
-    cuda = _Cuda()
-    cuda.check(cuda.api.cudaSetDevice(options.device_index))  # makes the context that deserialising needs
+    cuda = load_cuda()
+    cuda.use(options.device_index)  # makes the context that deserialising needs
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         raise BackendError(
             f"{name} {trt.__version__} cannot load the engine: it was built for another version or GPU, or is damaged"
         )
-    return TensorRt(name, trt, loaded, options, cache_file)
+    return TensorRt(name, trt, cuda, loaded, options, cache_file)
 
 
-def _tensors(trt: Any, engine: Any) -> tuple[tuple[InputSpec, ...], _Output]:
+def _tensors(trt: Any, engine: Any) -> tuple[tuple[InputSpec, ...], Output]:
     """The inputs, and the output. Raises BackendError unless this server can feed them and reads one (B, D)."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
@@ -233,22 +175,4 @@ def _tensors(trt: Any, engine: Any) -> tuple[tuple[InputSpec, ...], _Output]:
     if problems:
         raise BackendError("; ".join(problems))
     dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(outputs[0])))
-    return tuple(specs), _Output(outputs[0], int(engine.get_tensor_shape(outputs[0])[1]), dtype)
-
-
-class _Cuda:
-    """The CUDA runtime, its status codes turned into BackendError."""
-
-    def __init__(self) -> None:
-        try:
-            from cuda.bindings import runtime
-        except ImportError as error:
-            raise BackendError(f"cuda-bindings is not installed here: {error}") from error
-        self.api: Any = runtime
-
-    def check(self, result: tuple[Any, ...]) -> Any:
-        status, *values = result
-        if status != self.api.cudaError_t.cudaSuccess:
-            _, text = self.api.cudaGetErrorString(status)
-            raise BackendError(f"CUDA: {text.decode()} ({status.name}); is there a GPU here, and its driver?")
-        return values[0] if values else None
+    return tuple(specs), Output(outputs[0], int(engine.get_tensor_shape(outputs[0])[1]), dtype)

@@ -76,7 +76,7 @@ class Lane:
 
         max_batch_items: no more than the collator's max_batch are put together anyhow.
         """
-        self._collator, self._multiple = collator, multiple
+        self._collator, self.num_streams, self._multiple = collator, num_streams, multiple
         self.batcher = Batcher[_TimedItem, _Batch](
             prepare=self._prepare,
             run=partial(self._run, infer),

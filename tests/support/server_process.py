@@ -32,7 +32,7 @@ def process(root: Path, **environ: str) -> Iterator[tuple[subprocess.Popen[str],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[2],
     )
     try:
         yield child, f"http://127.0.0.1:{port}"

@@ -154,3 +154,11 @@ def test_a_process_serves_tls_and_ends_with_27_when_it_cannot(root: Path, certif
         output, _ = child.communicate(timeout=60)
         assert child.returncode == 27, output
         assert "TLS does not start" in output
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy(tmp_path: Path) -> None:
+    taken = listen.bind("127.0.0.1", 0)
+    taken.listen()
+    with pytest.raises(listen.ListenError, match="NIM_HTTP_API_PORT"):
+        listen.bind("127.0.0.1", taken.getsockname()[1])
+    taken.close()
