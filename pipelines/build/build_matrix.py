@@ -121,6 +121,16 @@ def package_model(project: Project, steps: Graph, name: str, errors: Mapping[str
     return ModelResult(model=model, folder=folder, **_read(summary))
 
 
+def packaged_model(project: Project, name: str) -> ModelResult:
+    """What dist/<model> has of a model. Raises PackageError where it is not packaged, or no longer whole."""
+    folder = project.dist / name
+    state = folder / "package.json"
+    summary = json.loads(state.read_text()) if state.exists() else None
+    if summary is None or not intact(folder, summary):
+        raise PackageError(f"{folder} is not packaged, or no longer whole: build {name}, or materialize its manifest")
+    return ModelResult(model=project.matrix.models[name], folder=folder, reused=True, **_read(summary))
+
+
 def compiled_with(plan: RowPlan, found: Mapping[str, Staleness]) -> str | None:
     """The version of the library that made a row's engine, wherever that was; None where engines are bound to none."""
     backend = package.EXECUTION[plan.row.sku.compiler][0]

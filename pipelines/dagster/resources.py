@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.build.build_matrix import image_model, package_model, write_report
+from pipelines.build.build_matrix import image_model, package_model, packaged_model, write_report
 from pipelines.build.executor import run
 from pipelines.build.project import Project
 from pipelines.build.result import ModelResult
@@ -23,7 +23,7 @@ from pipelines.plan import workers
 from pipelines.plan.graph import Graph, Ref, RowPlan
 from pipelines.plan.staleness import Staleness, not_here, states
 from pipelines.publish import last_published
-from pipelines.publish.last_published import NO_DESTINATION, Destination
+from pipelines.publish.last_published import MODEL, NO_DESTINATION, Destination
 from pipelines.publish.to_bucket import Result
 from pipelines.store.store import Record, Store
 
@@ -56,6 +56,7 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     dist: str = "dist"
     jobs: int = 2
     base: str | None = None  # what images start from; None: as `enginery build` does
+    repository: str | None = None  # where slim images fetch their files, "s3://models/prod"; None: as `enginery build`
     publish_to: str | None = None  # "s3://models/prod", "oci://registry.example/models/{model}"; None: nowhere
     publish_unguarded: bool = False  # also to an S3 server without conditional writes
     publish_replace: bool = False  # move a registry's tag that names another release
@@ -69,6 +70,7 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
             store=environ.get("ENGINERY_STORE", ".store"),
             dist=environ.get("ENGINERY_DIST", "dist"),
             base=environ.get("ENGINERY_BASE") or None,
+            repository=environ.get("ENGINERY_REPOSITORY") or None,
             publish_to=environ.get("ENGINERY_PUBLISH_TO") or None,
             publish_unguarded=environ.get("ENGINERY_PUBLISH_UNGUARDED") == "1",
             publish_replace=environ.get("ENGINERY_PUBLISH_REPLACE") == "1",
@@ -139,12 +141,13 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
             return packaged
 
     def images(self, context: dg.AssetExecutionContext) -> ModelResult:
-        """Build the images of the run's model, and write its report with them."""
+        """Build the images of the manifest that is packaged of the run's model, and write its report with them."""
         with self.as_failure(context):
             plan, model = self.plan(context.partition_key), context.partition_key
             with plan.project.store.locked(wait=True):
-                packaged = package_model(plan.project, plan.graph, model)
-                with_images = image_model(plan.project, packaged, base=self.base)
+                packaged = packaged_model(plan.project, model)
+                repository = self.repository.replace(MODEL, model) if self.repository is not None else None
+                with_images = image_model(plan.project, packaged, base=self.base, repository=repository)
                 write_report(plan.project, plan.graph, with_images)
             return with_images
 

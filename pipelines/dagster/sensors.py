@@ -3,7 +3,7 @@
 A sensor watches one source asset. It records the versions that it sees, so that the UI says what is stale and why, and
 launches one backfill of exactly the partitions that are stale for its cause and come from a version that is new to it.
 Its cursor is the versions it has seen: each is launched once, and a build that failed waits for a person or for another
-version (docs/adr/0013). https://docs.dagster.io/guides/automate/sensors/
+version (docs/adr/0014). https://docs.dagster.io/guides/automate/sensors/
 """
 
 import json

@@ -59,6 +59,7 @@ class Fleet:
 
     folder: Path
     to: str | None = None  # where it publishes to
+    images_fetch_from: str | None = None
 
     @classmethod
     def at(cls, folder: Path, model: Path, matrix: str = MATRIX) -> Fleet:
@@ -71,7 +72,15 @@ class Fleet:
         from pipelines.dagster.resources import Factory
 
         matrix, store, dist = (str(self.folder / name) for name in ("matrix.yaml", "store", "dist"))
-        return Factory(matrix=matrix, store=store, dist=dist, jobs=2, retry_after_s=0, publish_to=self.to)
+        return Factory(
+            matrix=matrix,
+            store=store,
+            dist=dist,
+            jobs=2,
+            retry_after_s=0,
+            publish_to=self.to,
+            repository=self.images_fetch_from,
+        )
 
     def repository(self) -> dg.RepositoryDefinition:
         from pipelines.dagster.definitions import build_defs

@@ -1,6 +1,7 @@
 """The Dagster shell over the demo matrix: the graph, the partitions, one row materialised for real."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -126,6 +127,27 @@ def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipp
     assert released.success
     assert (tmp_path / "dist" / "tiny" / "model_manifest.yaml").is_file()
     assert (tmp_path / "dist" / "tiny" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_images_are_of_the_manifest_that_was_packaged_and_fetch_from_the_repository_that_is_set(
+    fleet: Fleet, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, object]] = []
+
+    def build_images(folder: Path, runtimes: object, **settings: object) -> tuple[()]:
+        calls.append({"manifest": (folder / "model_manifest.yaml").read_bytes(), **settings})
+        return ()
+
+    monkeypatch.setattr("pipelines.build.build_matrix.image.build_images", build_images)
+    before = (fleet.folder / "dist" / "tiny" / "model_manifest.yaml").read_bytes()
+    fleet.edit("{min_realized_precision: 0.1}", "{min_realized_precision: 0.2}")  # the store has no such verdict yet
+    fleet.materialize(instance, ("image", "tiny"))
+    fetching = replace(fleet, images_fetch_from="oci://registry.example/models/{model}:1.2.3")
+    fetching.materialize(instance, ("image", "tiny"))
+    assert [call["manifest"] for call in calls] == [before, before]
+    assert [call["repository"] for call in calls] == [None, "oci://registry.example/models/tiny:1.2.3"]
+    assert calls[0]["kinds"] == ("full", "slim")
 
 
 @pytest.mark.slow

@@ -5,11 +5,20 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
+from pipelines.dagster.resources import Factory
 from tests.support.fleets import Fleet
 
-pytestmark = pytest.mark.slow
+
+def test_the_variables_of_an_installation_name_its_factory() -> None:
+    factory = Factory.from_environment(
+        {"ENGINERY_MATRIX": "m.yaml", "ENGINERY_REPOSITORY": "s3://models", "ENGINERY_PUBLISH_REPLACE": "1"}
+    )
+    assert (factory.matrix, factory.store, factory.repository) == ("m.yaml", ".store", "s3://models")
+    assert (factory.publish_to, factory.publish_unguarded, factory.publish_replace) == (None, False, True)
+    assert Factory.from_environment({"ENGINERY_REPOSITORY": ""}).repository is None  # compose.yaml
 
 
+@pytest.mark.slow
 def test_a_failure_that_may_pass_is_tried_again_and_one_that_says_why_is_not(
     fleet: Fleet, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
