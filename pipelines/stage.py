@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,19 @@ class StageResult:
 
 # Part of every key: raised when the same request would give other bytes.
 VERSIONS = {"texts": 1, "export": 2, "quantize": 3, "compile": 2, "measure": 2}
+
+
+@contextmanager
+def scratch_folder(request: StageRequest) -> Iterator[Path]:
+    """An empty folder for temporary files, also for those of libraries. It is gone when the stage ends."""
+    folder = request.output_dir / "scratch"
+    folder.mkdir()
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(folder)
 
 
 def run(request: StageRequest) -> StageResult:

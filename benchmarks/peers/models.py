@@ -19,13 +19,13 @@ SEED = 0
 NOISE = 0.0006
 MATRIX = """\
 # Written by benchmarks/peers/models.py. The reranker's head is untrained and its scores mean nothing: its speed is
-# measured, and all servers must give the same scores. max_noise is low so that int8 gives the answers of fp32 by the
+# measured, and all servers must give the same scores. max_nsr is low so that int8 gives the answers of fp32 by the
 # measure that all servers are held to: a cosine of 0.999 for the worst text.
 schema_version: 1
 models:
   {embed}:
     {{task: embed, source: ./{embed}, release: "0.1.0", max_tokens: 512, runtimes: [cpu],
-      calibration: {{num_texts: 32, max_tokens: 128, max_noise: {noise}}}}}
+      calibration: {{num_texts: 32, max_tokens: 128, max_nsr: {noise}}}}}
   {rerank}:
     {{task: rerank, source: ./{rerank}, release: "0.1.0", max_tokens: 512, runtimes: [cpu]}}
 skus:

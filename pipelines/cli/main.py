@@ -11,13 +11,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from pipelines.cli import release, terminal
 from pipelines.errors import EngineryError
 from serving import __version__
+
+if TYPE_CHECKING:
+    from pipelines.matrix.values import Matrix
 
 app = App(
     name="enginery",
@@ -63,6 +66,7 @@ def plan(
     from serving.choice import hardware
 
     project = Project.open(matrix, store=store)
+    _print_notes(project.matrix)
     graph = project.graph(select)
     memory = hardware.detect(cpu_only=True).memory_bytes
     found = states(graph, project.store, remeasured.steps(graph, remeasure))
@@ -101,6 +105,7 @@ def build(
 
     screen = console.screen()
     project = Project.open(matrix, store=store, dist=dist, jobs=jobs)
+    _print_notes(project.matrix)
     graph = project.graph(select)
     again = remeasured.steps(graph, remeasure)
     with console.BuildProgress(screen, total=len(graph.steps)) as progress:
@@ -190,6 +195,12 @@ def worker(
     from pipelines.cli.worker import exec_worker
 
     exec_worker(matrix, store=store, dist=dist, skus=sku, home=home, broker=broker)
+
+
+def _print_notes(matrix: Matrix) -> None:
+    """On stderr: stdout may be for a machine."""
+    for note in matrix.notes:
+        print(f"{matrix.source}: {note}", file=sys.stderr)
 
 
 def main() -> None:

@@ -1,30 +1,32 @@
-"""Compile a typed ONNX into an engine: one module per compiler, chosen from one table."""
+"""Compile a typed ONNX into an engine: one module per compiler, chosen from one table.
+
+What the typed ONNX holds belongs in `quantize`, how an engine is run in `serving/backends`.
+"""
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipelines.compile import onnxruntime, openvino, tensorrt
-from pipelines.compile.base import CompileOrder, Engine
+from pipelines.compile import onnxruntime, openvino, tensorrt, tensorrt_rtx
+from pipelines.compile.base import CompileOrder, Compiler
 from pipelines.errors import CompileError
 from pipelines.onnx_graph import external_data
-from pipelines.stage import StageRequest, StageResult
+from pipelines.stage import StageRequest, StageResult, scratch_folder
 from serving.contract.profile import Precision, ShapeRange
 from serving.tasks.base import ONLY, file_stem, suffixed
 from serving.tasks.table import TASKS
 
-# The compiler of a SKU -> the function that makes its engine.
-COMPILERS: Mapping[str, Callable[[CompileOrder], Engine]] = {
-    "tensorrt-rtx": tensorrt.compile_with_rtx,
-    "tensorrt": tensorrt.compile_with_tensorrt,
-    "openvino": openvino.compile_engine,
-    "onnx": onnxruntime.compile_engine,
+# A SKU's compiler -> its module
+COMPILERS: Mapping[str, Compiler] = {
+    "tensorrt-rtx": tensorrt_rtx,
+    "tensorrt": tensorrt,
+    "openvino": openvino,
+    "onnx": onnxruntime,
 }
 
 
@@ -36,20 +38,17 @@ def run(request: StageRequest) -> StageResult:
         raise CompileError(f"there is no compiler '{params['compiler']}'; one of {', '.join(COMPILERS)} is meant")
     outputs: dict[str, Path] = {}
     facts: dict[str, Any] = {}
-    for tower in TASKS[params["task"]].towers:
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=request.output_dir) as scratch:
-            source = external_data.at_hand(request.inputs, suffixed("model.onnx", tower), Path(scratch))
-            engine = compiler(_order(source, params))
-        path = request.output_dir / f"{file_stem(tower)}{Path(engine.file_name).suffix}"
-        path.write_bytes(engine.data)
-        outputs[suffixed("engine", tower)] = path
-        found = {
-            **engine.facts,
-            "compile_s": round(time.monotonic() - started, 2),
-            "size_bytes": len(engine.data),
-        }
-        facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in found.items()}
+    with scratch_folder(request) as scratch:
+        for tower in TASKS[params["task"]].towers:
+            started = time.monotonic()
+            source = external_data.stage_input(request.inputs, suffixed("model.onnx", tower), scratch)
+            engine = compiler.compile_engine(_order(source, params))
+            path = request.output_dir / f"{file_stem(tower)}{Path(engine.file_name).suffix}"
+            path.write_bytes(engine.data)
+            outputs[suffixed("engine", tower)] = path
+            seconds = round(time.monotonic() - started, 2)
+            facts_of_tower = {**engine.facts, "compile_s": seconds, "size_bytes": len(engine.data)}
+            facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in facts_of_tower.items()}
     return StageResult(outputs=outputs, facts=facts)
 
 

@@ -1,11 +1,11 @@
-"""What goes into a compiler and what comes out of it."""
+"""What goes into a compiler, what comes out of it, and what each compiler's module must have."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serving.contract.profile import Precision, ShapeRange
 
@@ -14,7 +14,7 @@ from serving.contract.profile import Precision, ShapeRange
 class CompileOrder:
     """One engine to make."""
 
-    source: Path  # the typed ONNX; its weights may lie beside it
+    source: Path  # the typed ONNX; it may have external data
     precision: Precision
     shapes: ShapeRange
     compute_capability: str | None = None  # "8.9"; of a GPU
@@ -28,3 +28,10 @@ class Engine:
     file_name: str  # "engine.plan", "engine.blob" or "engine.onnx"
     data: bytes
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Compiler(Protocol):
+    """A module of this package."""
+
+    def compile_engine(self, order: CompileOrder) -> Engine:
+        """The order's engine: the same order gives the same bytes. Raises CompileError."""

@@ -10,9 +10,9 @@ from pipelines.onnx_graph import external_data
 def compile_engine(order: CompileOrder) -> Engine:
     """The typed ONNX as it is. What ONNX Runtime would optimize ahead of time depends on its version and CPU.
 
-    An engine is one file, whose digest is checked before it is opened. Raises CompileError where weights lie beside it.
+    An engine is one file, whose digest is checked before it is opened. Raises CompileError for external data.
     """
-    if external_data.is_beside_data(order.source):
+    if external_data.has_external_data(order.source):
         size = sum(path.stat().st_size for path in order.source.parent.iterdir())
         raise CompileError(
             f"a generic engine is one ONNX file, which ends at 2 GiB, and this model has {size / 2**30:.1f} GiB in "

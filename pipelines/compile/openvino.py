@@ -1,4 +1,4 @@
-"""Compile with OpenVINO for a CPU's instruction set, which may be a lesser one than this machine's."""
+"""Compile with OpenVINO for a CPU's instruction set, which may be an older one than this machine's."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def compile_engine(order: CompileOrder) -> Engine:
     except RuntimeError as error:
         raise CompileError(_refusal(order, str(error))) from error
     realized = _realized(compiled)
-    wanted = REALIZED[order.precision]
-    if not any(realized.get(name) for name in wanted):
-        told = f"no matrix product came out in {' or '.join(wanted)}, only {dict(realized)}"
-        raise CompileError(_refusal(order, told))
+    formats = REALIZED[order.precision]
+    if not any(realized.get(name) for name in formats):
+        reason = f"no matrix product came out in {' or '.join(formats)}, only {dict(realized)}"
+        raise CompileError(_refusal(order, reason))
     return Engine(
         file_name="engine.blob",
         data=data,
@@ -99,12 +99,12 @@ def _one_cpu() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _refusal(order: CompileOrder, told: str) -> str:
-    told = told.strip().splitlines()[-1]  # the lines before name places in OpenVINO's own sources
+def _refusal(order: CompileOrder, message: str) -> str:
+    reason = message.strip().splitlines()[-1]  # the lines before name places in OpenVINO's own sources
     remedy = "exclude this row in the matrix, or build it in fp32"
     if order.precision in LEAST_ISA:
         remedy = f"{order.precision} needs {LEAST_ISA[order.precision]} or newer; use fp32 or int8 for this SKU"
-    return f"OpenVINO refused {order.precision} for {order.cpu_isa or 'this CPU'}: {told}; {remedy}"
+    return f"OpenVINO refused {order.precision} for {order.cpu_isa or 'this CPU'}: {reason}; {remedy}"
 
 
 def _realized(compiled: Any) -> Counter[str]:

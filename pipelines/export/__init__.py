@@ -6,7 +6,6 @@ import gc
 import json
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from typing import Any
 from pipelines.errors import ExportError
 from pipelines.export import sources
 from pipelines.onnx_graph import external_data
+from pipelines.onnx_graph.edit import scrub
 from pipelines.recipes import RECIPES, to_onnx
 from pipelines.recipes.to_onnx import OPSET
-from pipelines.stage import StageRequest, StageResult
+from pipelines.stage import StageRequest, StageResult, scratch_folder
 from serving.tasks.base import suffixed
 
 IR_VERSION = 10  # what every runtime here reads
@@ -37,7 +37,7 @@ def run(request: StageRequest) -> StageResult:
     )
     texts = json.loads(request.inputs["texts.json"].read_bytes())
     started = time.monotonic()
-    with _quiet_and_offline(), _scratch(request.output_dir) as scratch:
+    with _quiet_and_offline(), scratch_folder(request) as scratch:
         models = recipe.to_onnx(folder, scratch)
         traced_s = time.monotonic() - started
         gc.collect()  # modules refer to themselves; the reference loads the model a second time
@@ -64,38 +64,21 @@ def canonicalize(model: Any) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = names.get(dim.dim_param, dim.dim_param)
-    del graph.value_info[:]  # shapes can be inferred again; stale names would contradict B and T
     model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "enginery", ""
-    model.doc_string = graph.doc_string = ""
-    graph.name = "enginery"
-    del model.metadata_props[:]
-    for node in graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    if not external_data.is_light(model):  # such a one is checked as it is written
+    scrub(model)
+    if not external_data.is_externalized(model):  # an externalized graph is checked before it is written
         onnx.checker.check_model(model)
 
 
 def _write(model: Any, path: Path, scratch: Path) -> list[Path]:
     import onnx
 
-    if external_data.is_light(model):  # as a file, since its references are relative to one; before they change
-        light = scratch / f"checked-{path.name}"
-        light.write_bytes(model.SerializeToString())
-        onnx.checker.check_model(light)
-    beside = external_data.size_of(model) > to_onnx.MAX_MODEL_BYTES
-    return external_data.write(model, path, scratch, beside=beside)
-
-
-@contextmanager
-def _scratch(output_dir: Path) -> Iterator[Path]:
-    folder = output_dir / "scratch"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+    if external_data.is_externalized(model):  # as a file: locations are relative to one
+        externalized = scratch / f"checked-{path.name}"
+        externalized.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(externalized)
+    external = external_data.size_of(model) > to_onnx.MAX_MODEL_BYTES
+    return external_data.write(model, path, scratch, external=external)
 
 
 @contextmanager

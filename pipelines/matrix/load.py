@@ -29,7 +29,14 @@ def load(path: Path) -> Matrix:
     rows = matrix_check.rows(parts, models, skus, problems)
     if problems:
         raise MatrixError(str(path), problems.lines())
-    return Matrix(source=path, models=models, skus=skus, rows=rows, gates=matrix_file.gates(parts, DEFAULT_GATES))
+    return Matrix(
+        source=path,
+        models=models,
+        skus=skus,
+        rows=rows,
+        gates=matrix_file.gates(parts, DEFAULT_GATES),
+        notes=tuple(problems.notes),
+    )
 
 
 def json_schema() -> str:

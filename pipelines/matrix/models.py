@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.matrix.schema import ModelForm, Parts
+from pipelines.matrix.schema import CalibrationForm, ModelForm, Parts
 from pipelines.matrix.strict_yaml import Place, Problems
 from pipelines.matrix.values import Calibration, Golden, Model
 from serving.contract.profile import ShapeRange
@@ -51,7 +51,7 @@ def _model(name: str, form: ModelForm, folder: Path, problems: Problems) -> Mode
         calibration=Calibration(
             num_texts=form.calibration.num_texts,
             max_tokens=form.calibration.max_tokens,
-            max_noise=form.calibration.max_noise,
+            max_nsr=_max_nsr(form.calibration, (*here, "calibration"), problems),
         ),
         golden=Golden(num_texts=form.golden.num_texts),
         retrieval=form.retrieval,
@@ -59,6 +59,16 @@ def _model(name: str, form: ModelForm, folder: Path, problems: Problems) -> Mode
         matryoshka=form.matryoshka,
         runtimes=tuple(form.runtimes),
     )
+
+
+def _max_nsr(form: CalibrationForm, here: Place, problems: Problems) -> float:
+    if form.max_noise is None:
+        return form.max_nsr
+    if "max_nsr" in form.model_fields_set:
+        problems.add((*here, "max_noise"), "is the old name of max_nsr, which is given too; remove it")
+    else:
+        problems.note((*here, "max_noise"), "is the old name of max_nsr; it is still read, rename it")
+    return form.max_noise
 
 
 def problems_of_task(form: ModelForm, folder: Path, here: Place, problems: Problems) -> None:

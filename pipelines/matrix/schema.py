@@ -46,6 +46,7 @@ Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
 Shape = Annotated[list[Count], Field(min_length=2, max_length=2, description="[batch, tokens], such as [16, 128]")]
 Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False, description="a number from 0 to 1, or null")]
 Ratio = Annotated[float | None, Field(gt=0, le=1000, allow_inf_nan=False, description="a number above 0, or null")]
+Nsr = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.003")]
 Precisions = Annotated[
     list[Precision], Field(min_length=1, description="a list of fp32, fp16, bf16, fp8, int8, such as [fp16]")
 ]
@@ -67,11 +68,12 @@ class ShapesForm(_Form):
 
 
 class CalibrationForm(_Form):
-    """a mapping of num_texts, max_tokens and max_noise"""
+    """a mapping of num_texts, max_tokens and max_nsr"""
 
     num_texts: Count = 32
     max_tokens: Count = 128
-    max_noise: Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.003")] = 0.003
+    max_nsr: Nsr = 0.003
+    max_noise: Annotated[Nsr | None, Field(json_schema_extra={"deprecated": True})] = None  # max_nsr's old name
 
 
 class GoldenForm(_Form):

@@ -26,19 +26,26 @@ class Problems:
 
     def __init__(self) -> None:
         self.line_of: dict[Place, int] = {}
-        self._found: dict[str, int] = {}  # message -> line; a message is told once
+        self.notes: list[str] = []  # messages about what is not wrong
+        self._lines: dict[str, int] = {}  # message -> line; a message is told once
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._lines)
 
     def add(self, place: Place, text: str) -> None:
         """Record `text` about the nearest place that the file holds."""
-        line = self._line(place)
-        spelled = _spell(place)
-        self._found.setdefault(f"{spelled}: {text} (line {line})" if spelled else f"{text} (line {line})", line)
+        self._lines.setdefault(self._message(place, text), self._line(place))
+
+    def note(self, place: Place, text: str) -> None:
+        """Record what a person should know about a place, and that is no problem."""
+        self.notes.append(self._message(place, text))
 
     def lines(self) -> list[str]:
-        return sorted(self._found, key=self._found.__getitem__)
+        return sorted(self._lines, key=self._lines.__getitem__)
+
+    def _message(self, place: Place, text: str) -> str:
+        spelled, line = _spell(place), self._line(place)
+        return f"{spelled}: {text} (line {line})" if spelled else f"{text} (line {line})"
 
     def _line(self, place: Place) -> int:
         while place and place not in self.line_of:

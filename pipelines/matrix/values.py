@@ -41,7 +41,7 @@ class Calibration:
 
     num_texts: int
     max_tokens: int
-    max_noise: float  # int8 only: the share of the answers' variance that it may disturb
+    max_nsr: float  # int8 only, the noise-to-signal ratio: the share of the answers' variance that it may disturb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class Matrix:
     skus: Mapping[str, Sku]  # in the file's order
     rows: tuple[Row, ...]  # by model, SKU (both in the file's order), precision, tp
     gates: Mapping[str, Mapping[Precision, Thresholds]]  # complete: defaults under what the file says
+    notes: tuple[str, ...] = ()  # what is right, and will be refused one day: old names of keys
 
     def folder(self, reference: str) -> Path:
         """A path the file gives (a source, a retrieval set), from the file's own folder."""

@@ -54,7 +54,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     if params["evaluated"] == "reference":
         return _reference(towers, labelled, request, scratch)
     precision = Precision(params["precision"])
-    engines = {name: external_data.at_hand(inputs, suffixed("engine", name), scratch) for name in towers}
+    engines = {name: external_data.stage_input(inputs, suffixed("engine", name), scratch) for name in towers}
     started = time.monotonic()
     opened = {name: open_runner(engines[name], precision, params, tower, scratch) for name, tower in towers.items()}
     runners = {name: runner for name, (runner, _) in opened.items()}
@@ -218,7 +218,7 @@ def _expected(
     how = {"backend": "onnxruntime", "evaluated": "fp32 reference"}
     runners = {
         name: open_runner(
-            external_data.at_hand(inputs, suffixed("fp32.onnx", name), scratch), Precision.FP32, how, tower, scratch
+            external_data.stage_input(inputs, suffixed("fp32.onnx", name), scratch), Precision.FP32, how, tower, scratch
         )[0]
         for name, tower in towers.items()
     }

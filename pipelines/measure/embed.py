@@ -49,7 +49,7 @@ def measure(request: StageRequest, scratch: Path) -> StageResult:
     labelled = _labelled(encoder, params, inputs)
     if params["evaluated"] == "reference":
         return _reference(tower, labelled, request, scratch)
-    engine = external_data.at_hand(inputs, "engine", scratch)
+    engine = external_data.stage_input(inputs, "engine", scratch)
     started = time.monotonic()
     runner, judged_with = open_runner(engine, precision, params, tower, scratch)
     golden = embed.load_golden(inputs["golden.json"].read_bytes())
@@ -177,7 +177,7 @@ def _expected(tower: Tower, labelled: _Labelled, inputs: Mapping[str, Path], scr
             )
         return np.array(recorded["ndcg_at_10"])
     how = {"backend": "onnxruntime", "evaluated": "fp32 reference"}
-    reference = external_data.at_hand(inputs, "fp32.onnx", scratch)
+    reference = external_data.stage_input(inputs, "fp32.onnx", scratch)
     runner, _ = open_runner(reference, Precision.FP32, how, tower, scratch)
     values = labelled.score(runner)
     runner.backend.close()

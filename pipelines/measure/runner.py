@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import GateError
 from pipelines.onnx_graph import external_data
-from pipelines.onnx_graph import precision as typed_onnx
+from pipelines.onnx_graph.emulate import dequantize_weights, emulate
+from pipelines.onnx_graph.precision import realized_precision
 from serving.backends import load, onnxruntime
 from serving.backends.base import Backend, LoadOptions
 from serving.contract.profile import Precision
@@ -89,26 +90,26 @@ def open_runner(
 ) -> tuple[Runner, str]:
     """The engine, loaded to be judged, and what judges it, in words. Raises GateError.
 
-    path: as external_data.at_hand gives it; its digest was checked before the stage began.
+    path: as external_data.stage_input gives it; its digest was checked before the stage began.
     params: backend, evaluated ("engine", "typed-onnx" or a reference) and perhaps cpu_isa.
     """
     name, note, options = params["backend"], "", LoadOptions(precision=precision, cpu_isa=params.get("cpu_isa"))
     if params["evaluated"] == "typed-onnx" and precision is Precision.FP8:
-        path = typed_onnx.with_wide_weights(path, scratch)
+        path = dequantize_weights(path, scratch)
     if params["evaluated"] != "engine":  # an engine is loaded as the server does it
-        path = external_data.lightened(path, scratch)
+        path = external_data.externalize_file(path, scratch)
     num_workers, engine = 1, path.read_bytes()
     if name == "onnxruntime":
         if params["evaluated"] == "typed-onnx":
-            engine, note = typed_onnx.runnable(engine, precision)
+            engine, note = emulate(engine, precision)
         # Whole batches side by side: its Q/DQ kernels use one thread, and one thread a batch gives the same
         # figures on every machine.
         num_workers, options = len(os.sched_getaffinity(0)), LoadOptions(precision=precision, num_threads=1)
     try:
-        if name == "onnxruntime" and external_data.is_beside_data(path):
-            beside = path.with_name("judged.onnx")
-            beside.write_bytes(engine)
-            backend: Backend = onnxruntime.load(beside, options)
+        if name == "onnxruntime" and external_data.has_external_data(path):
+            judged = path.with_name("judged.onnx")
+            judged.write_bytes(engine)
+            backend: Backend = onnxruntime.load(judged, options)
         else:
             backend = load(name, engine, options)
     except BackendError as error:
@@ -126,7 +127,7 @@ def realized(backend: Backend, engine: Path, typed: Path | None) -> dict[str, fl
     shares = backend.realized_precision()
     if not shares and (typed is not None or backend.name == "onnxruntime"):
         graph = external_data.read_in_place(typed or engine)  # the engine is still loaded: not its weights once more
-        shares = typed_onnx.realized_precision(graph.SerializeToString())
+        shares = realized_precision(graph.SerializeToString())
     return {name: rounded(share) for name, share in sorted(shares.items())}
 
 

@@ -1,6 +1,7 @@
-"""How ONNX larger than one file may be keeps its weights: the graph in X, heavy tensors in X.data, read one by one.
+"""ONNX external data: the graph in X, its large tensors in X.data, read and written one by one.
 
-A *light* graph holds no heavy tensor, it names where each lies: a graph of gigabytes is a few megabytes to work on.
+An *externalized* graph names the file, offset and length of each large tensor instead of holding its bytes: the graph
+of a model of gigabytes is a few megabytes to work on.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from pipelines.errors import ExportError
 from pipelines.onnx_graph import streaming
 
 SUFFIX = ".data"  # image.onnx and image.onnx.data
-HEAVY_BYTES = 2**16  # smaller tensors stay in the graph: shapes, axes, norms, all that a pass over it looks into
-LARGE_BYTES = 2**29  # of a whole graph: from here on it is worked on light, whether its file is or not
+MIN_EXTERNAL_BYTES = 2**16  # smaller tensors stay in the graph: shapes, axes, norms, whatever a pass looks into
+LARGE_BYTES = 2**29  # of a whole model: from here on passes work on the externalized graph, whatever its file is
 ALIGNMENT = 4096  # of a tensor in the data, so that a runtime can map it
 
-Content = Callable[[Any], bytes]  # a heavy onnx.TensorProto -> its bytes
+Content = Callable[[Any], bytes]  # an external onnx.TensorProto -> the bytes to write for it
 
 
 def is_external(tensor: Any) -> bool:
     return bool(tensor.data_location == tensor.EXTERNAL)
 
 
-def is_light(model: Any) -> bool:
+def is_externalized(model: Any) -> bool:
     return any(is_external(tensor) for tensor in model.graph.initializer)
 
 
 def size_of(model: Any) -> int:
     """Bytes of the graph with all its tensors."""
-    return int(model.ByteSize()) + sum(reference(t)[2] for t in model.graph.initializer if is_external(t))
+    return int(model.ByteSize()) + sum(location_of(t)[2] for t in model.graph.initializer if is_external(t))
 
 
-def reference(tensor: Any) -> tuple[str, int, int]:
-    """Where a tensor lies that is not in the graph: file, offset, length."""
-    found = {entry.key: entry.value for entry in tensor.external_data}
-    return found["location"], int(found.get("offset", 0)), int(found["length"])
+def location_of(tensor: Any) -> tuple[str, int, int]:
+    """File, offset and length of an external tensor."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return entries["location"], int(entries.get("offset", 0)), int(entries["length"])
 
 
-def refer(tensor: Any, location: str, offset: int, length: int) -> None:
-    """Have a tensor lie elsewhere. In place."""
+def externalize(tensor: Any, location: str, offset: int, length: int) -> None:
+    """Replace a tensor's bytes by their location. In place."""
     for name in ("raw_data", "float_data", "int32_data", "int64_data", "external_data"):
         tensor.ClearField(name)
     tensor.data_location = tensor.EXTERNAL
@@ -55,43 +56,43 @@ def refer(tensor: Any, location: str, offset: int, length: int) -> None:
         entry.key, entry.value = key, str(value)
 
 
-def embed(tensor: Any, data: bytes) -> None:
-    """Have a tensor lie in the graph. In place."""
+def inline(tensor: Any, data: bytes) -> None:
+    """Replace a tensor's location by its bytes. In place."""
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
     tensor.raw_data = data
 
 
-def stored(tensor: Any, folder: Path) -> bytes:
-    """A tensor's bytes, from the graph or from its file in the folder. Raises ExportError if that is too short."""
+def tensor_bytes(tensor: Any, folder: Path) -> bytes:
+    """A tensor's bytes, from the graph or from its file in the folder. Raises ExportError if that file is too short."""
     from onnx import numpy_helper
 
     if not is_external(tensor):
         return bytes(tensor.raw_data) or numpy_helper.to_array(tensor).tobytes()
-    location, offset, length = reference(tensor)
+    location, offset, length = location_of(tensor)
     with (folder / location).open("rb") as file:
         file.seek(offset)
-        found = file.read(length)
-    if len(found) != length:
+        data = file.read(length)
+    if len(data) != length:
         raise ExportError(f"{location} ends in the middle of {tensor.name}; it belongs to another graph")
-    return found
+    return data
 
 
-def array(tensor: Any, folder: Path) -> NDArray[Any]:
-    """A tensor's values, wherever they lie."""
-    return np.frombuffer(stored(tensor, folder), dtype_of(tensor.data_type)).reshape(tuple(tensor.dims))
+def tensor_array(tensor: Any, folder: Path) -> NDArray[Any]:
+    """A tensor's values, from the graph or from its file in the folder."""
+    return np.frombuffer(tensor_bytes(tensor, folder), dtype_of(tensor.data_type)).reshape(tuple(tensor.dims))
 
 
 def dtype_of(data_type: int) -> np.dtype[Any]:
     """NumPy's type for an onnx.TensorProto.DataType."""
     from onnx import helper
 
-    found: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
-    return found
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
+    return dtype
 
 
 def read(path: Path) -> Any:
-    """The `onnx.ModelProto` of a file, light if the file is; what lies elsewhere is not opened."""
+    """The `onnx.ModelProto` of a file. Its external data is not opened."""
     return parse(path.read_bytes())
 
 
@@ -101,55 +102,58 @@ def parse(data: bytes) -> Any:
     return onnx.load_model_from_string(data)
 
 
-def read_light(path: Path, scratch: Path) -> tuple[Any, Path]:
-    """As a light graph in any case, and the folder that its heavy tensors lie in: the file's own, or scratch."""
+def read_externalized(path: Path, scratch: Path) -> tuple[Any, Path]:
+    """A file as an externalized graph, and the folder its locations are relative to: the file's own, or scratch."""
     model = read_in_place(path)
-    inside = [t for t in model.graph.initializer if is_external(t) and reference(t)[0] == path.name]
-    if is_light(model) and not inside:
+    inside = [t for t in model.graph.initializer if is_external(t) and location_of(t)[0] == path.name]
+    if is_externalized(model) and not inside:
         return model, path.parent
-    write(model, scratch / "light.onnx", path.parent, beside=True)
+    write(model, scratch / "externalized.onnx", path.parent, external=True)
     return model, scratch
 
 
 def read_in_place(path: Path) -> Any:
-    """As a light graph whose heavy tensors lie where they are: in the data, or in the file itself, at any place."""
-    return streaming.read(path, HEAVY_BYTES, refer)
+    """A file as an externalized graph that locates each large tensor where it lies: in the data, or in the file itself.
 
-
-def write(model: Any, path: Path, folder: Path, *, beside: bool, content: Content | None = None) -> list[Path]:
-    """Write a graph with its heavy tensors beside it (then the model changes), or all in one file. Returns the files.
-
-    folder: what a light graph's references are relative to. content: what else than the stored bytes to write.
+    In the file itself a tensor has no alignment.
     """
-    content = content or (lambda tensor: stored(tensor, folder))
-    if not beside and not is_light(model):
+    return streaming.read(path, MIN_EXTERNAL_BYTES, externalize)
+
+
+def write(model: Any, path: Path, folder: Path, *, external: bool, content: Content | None = None) -> list[Path]:
+    """Write a model with external data (then its locations change), or all in one file. Returns the files.
+
+    folder: what the model's locations are relative to. content: the bytes to write, where not those of the location.
+    """
+    content = content or (lambda tensor: tensor_bytes(tensor, folder))
+    if not external and not is_externalized(model):
         path.write_bytes(model.SerializeToString(deterministic=True))
         return [path]
-    if not beside:
+    if not external:
         with path.open("wb") as whole:
             streaming.write(model, whole, lambda data_type: dtype_of(data_type).itemsize, content)
         return [path]
     target = path.with_name(path.name + SUFFIX)
     with target.open("wb") as file:
         for tensor in model.graph.initializer:
-            if is_external(tensor) or len(tensor.raw_data) >= HEAVY_BYTES:
+            if is_external(tensor) or len(tensor.raw_data) >= MIN_EXTERNAL_BYTES:
                 data = content(tensor)
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
-                refer(tensor, target.name, file.tell(), len(data))
+                externalize(tensor, target.name, file.tell(), len(data))
                 file.write(data)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return [path, target]
 
 
-def at_hand(inputs: Mapping[str, Path], name: str, scratch: Path) -> Path:
-    """A stage's input as a file to open by its path: where it has data, in a folder with that under its right name.
+def stage_input(inputs: Mapping[str, Path], name: str, scratch: Path) -> Path:
+    """A stage's input as a file that libraries can open: with its external data under the name that the graph gives it.
 
-    Linked, not copied: nothing that is opened here is written to.
+    Linked, not copied: nothing writes to what is opened here.
     """
     path, data = inputs[name], inputs.get(name + SUFFIX)
     if data is None:
         return path
-    locations = {reference(t)[0] for t in read(path).graph.initializer if is_external(t)}
+    locations = {location_of(t)[0] for t in read(path).graph.initializer if is_external(t)}
     if len(locations) != 1 or any(Path(location).name != location for location in locations):
         raise ExportError(f"{name} keeps its weights in {', '.join(sorted(locations)) or 'itself'}, not in one file")
     folder = scratch / (name + SUFFIX)
@@ -159,24 +163,24 @@ def at_hand(inputs: Mapping[str, Path], name: str, scratch: Path) -> Path:
     return folder / "model.onnx"
 
 
-def lightened(path: Path, scratch: Path) -> Path:
-    """An ONNX that is at hand, beside its data if it is large: ONNX Runtime maps that, and holds a whole file twice.
+def externalize_file(path: Path, scratch: Path) -> Path:
+    """A stage's input, with external data if it is large: ONNX Runtime maps that, and holds a whole file twice.
 
-    A quarter of a large model's bytes are enough: in fp8 it has no more, and it is judged in fp32.
+    A quarter of a large model's bytes count as large: an fp8 file has no more, and is judged in fp32.
     """
-    if is_beside_data(path) or path.stat().st_size <= LARGE_BYTES // 4:
+    if has_external_data(path) or path.stat().st_size <= LARGE_BYTES // 4:
         return path
     folder = Path(tempfile.mkdtemp(dir=scratch, suffix=SUFFIX))
-    return write(read_in_place(path), folder / "model.onnx", path.parent, beside=True)[0]
+    return write(read_in_place(path), folder / "model.onnx", path.parent, external=True)[0]
 
 
-def is_beside_data(path: Path) -> bool:
-    """Whether at_hand put this file beside its data; asked without reading gigabytes."""
+def has_external_data(path: Path) -> bool:
+    """Whether a path that `stage_input` gave has external data; tells it by the folder's name, without reading."""
     return path.parent.name.endswith(SUFFIX)
 
 
 def size_bytes(inputs: Mapping[str, Path], name: str) -> int:
-    """Of a stage's input, with its data."""
+    """Of a stage's input, with its external data."""
     return sum(inputs[part].stat().st_size for part in (name, name + SUFFIX) if part in inputs)
 
 

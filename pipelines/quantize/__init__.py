@@ -1,26 +1,23 @@
-"""Write a precision into an ONNX graph: casts for fp16 and bf16, calibrated Q/DQ pairs for fp8 and int8."""
+"""Write a precision into an ONNX graph: casts for fp16 and bf16, calibrated Q/DQ pairs for fp8 and int8.
+
+What a graph holds whatever its precision belongs in `onnx_graph`, what an engine makes of it in `measure`.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import mmap
-import os
-import shutil
-import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import QuantizeError
 from pipelines.onnx_graph import external_data
-from pipelines.quantize import fp8, half, int8
+from pipelines.onnx_graph.edit import scrub
+from pipelines.quantize import fp8, half, int8, model_optimizer
 from pipelines.recipes import RECIPES
-from pipelines.stage import StageRequest, StageResult
+from pipelines.stage import StageRequest, StageResult, scratch_folder
 from serving.backends.base import Inputs
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY, suffixed
@@ -30,38 +27,38 @@ CALIBRATED = (Precision.FP8, Precision.INT8)
 QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
-# An onnx.ModelProto, what the bytes of a light one's weights are, and facts about how it was made.
-Made = tuple[Any, external_data.Content | None, Mapping[str, Any]]
+# An onnx.ModelProto, the bytes of its external tensors (None: those of their locations), and facts for a person.
+Typed = tuple[Any, external_data.Content | None, Mapping[str, Any]]
 
 
 def run(request: StageRequest) -> StageResult:
     """The stage: model.onnx in fp32, of each tower -> model.onnx in `params["precision"]`."""
     precision = Precision(request.params["precision"])
-    make = MAKERS.get(precision)
-    if make is None:
-        raise QuantizeError(f"{precision} is no precision to quantize to; one of {', '.join(MAKERS)} is")
+    quantizer = QUANTIZERS.get(precision)
+    if quantizer is None:
+        raise QuantizeError(f"{precision} is no precision to quantize to; one of {', '.join(QUANTIZERS)} is")
     outputs: dict[str, Path] = {}
     facts: dict[str, Any] = {}
     for tower in TASKS[request.params["task"]].towers:
         name = suffixed("model.onnx", tower)
         batches = _calibration(request, tower) if precision in CALIBRATED else []
-        files, found = _typed(request, name, precision, make, batches)
+        files, facts_of_tower = _quantize(request, name, precision, quantizer, batches)
         outputs |= {path.name: path for path in files}
-        facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in found.items()}
+        facts |= {key if tower == ONLY else f"{tower}.{key}": value for key, value in facts_of_tower.items()}
     return StageResult(outputs=outputs, facts=facts)
 
 
-def _typed(
-    request: StageRequest, name: str, precision: Precision, make: Maker, batches: list[Inputs]
+def _quantize(
+    request: StageRequest, name: str, precision: Precision, quantizer: Quantizer, batches: list[Inputs]
 ) -> tuple[list[Path], dict[str, Any]]:
-    """One ONNX in the precision, its weights beside it where the source's are, and facts about it."""
-    beside = name + external_data.SUFFIX in request.inputs
-    with _scratch(request.output_dir) as scratch, _captured() as log:
+    """One ONNX in the precision, with external data where the source has it, and facts about it."""
+    external = name + external_data.SUFFIX in request.inputs
+    with scratch_folder(request) as scratch, model_optimizer.captured() as log:
         try:
-            source = external_data.at_hand(request.inputs, name, scratch)
-            model, content, told = make(source, request.params, batches, scratch)
+            source = external_data.stage_input(request.inputs, name, scratch)
+            model, content, facts = quantizer(source, request.params, batches, scratch)
             scrub(model)
-            files = external_data.write(model, request.output_dir / name, scratch, beside=beside, content=content)
+            files = external_data.write(model, request.output_dir / name, scratch, external=external, content=content)
         except QuantizeError:
             raise
         except Exception as error:  # modelopt, onnx and ONNX Runtime raise whatever they like
@@ -71,95 +68,48 @@ def _typed(
             ) from error
     if _mentions(files[0], str(request.output_dir)):
         raise QuantizeError("Model Optimizer wrote this build's folder into the ONNX: its bytes would differ elsewhere")
-    facts = describe(model)
-    if precision in CALIBRATED and not facts["num_quantized_products"]:
+    figures = describe(model)
+    if precision in CALIBRATED and not figures["num_quantized_products"]:
         raise QuantizeError(f"{precision}: no matrix product of this model was quantized; build it in fp16 instead")
     size_bytes = sum(path.stat().st_size for path in files)
-    return files, {**facts, **told, "num_calibration_texts": len(batches), "size_bytes": size_bytes}
+    return files, {**figures, **facts, "num_calibration_texts": len(batches), "size_bytes": size_bytes}
 
 
-def autocast(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Made:
-    """fp32 ONNX -> fp16 or bf16 ONNX, light; inputs and outputs keep their types."""
-    light, folder = external_data.read_light(source, scratch)
-    typed = half.with_casts(light, Precision(params["precision"]), scratch)
+def to_half(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Typed:
+    """fp32 ONNX -> fp16 or bf16 ONNX, externalized; inputs and outputs keep their types."""
+    model, folder = external_data.read_externalized(source, scratch)
+    typed = half.with_casts(model, Precision(params["precision"]), scratch)
     return typed, lambda tensor: half.rounded(tensor, folder), {}
 
 
-def to_fp8(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Made:
+def to_fp8(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Typed:
     """fp32 ONNX -> Q/DQ pairs around the matrix products, fp16 elsewhere, from the activations the batches cause."""
-    import onnx
-    from modelopt.onnx.quantization import quantize as modelopt_quantize
-
     # Model Optimizer's calibration takes 12 times the weights in memory.
-    if external_data.is_beside_data(source) or source.stat().st_size > external_data.LARGE_BYTES:
-        light, folder = external_data.read_light(source, scratch)
-        return *fp8.with_pairs(light, folder, batches, scratch), {}
-    # Model Optimizer writes beside its input, and names temporary files after it.
-    copy, target = scratch / "fp32.onnx", scratch / "typed.onnx"
-    shutil.copyfile(source, copy)
-    modelopt_quantize(
-        str(copy),
-        quantize_mode="fp8",
-        calibration_data_reader=Reader(batches),
-        calibration_method="max",
-        calibration_eps=["cpu"],
-        high_precision_dtype="fp16",
-        output_path=str(target),
-        log_level="WARNING",
-    )
-    return onnx.load(target), None, {}
+    if external_data.has_external_data(source) or source.stat().st_size > external_data.LARGE_BYTES:
+        model, folder = external_data.read_externalized(source, scratch)
+        return *fp8.with_pairs(model, folder, batches, scratch), {}
+    return model_optimizer.quantize_fp8(source, batches, scratch), None, {}
 
 
-def to_int8(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Made:
-    """fp32 ONNX -> Q/DQ pairs where the recovery search found that int8 does little harm."""
-    if external_data.is_beside_data(source):
+def to_int8(source: Path, params: Mapping[str, Any], batches: Sequence[Inputs], scratch: Path) -> Typed:
+    """fp32 ONNX -> Q/DQ pairs where the recovery search finds that int8 disturbs the answers little."""
+    if external_data.has_external_data(source):
         raise QuantizeError(
             "int8: this model has more than 2 GiB of weights in fp32, and the search for what can be int8 holds them "
             "several times; build it in fp8, fp16 or bf16"
         )
     return int8.with_pairs(
-        source, batches, scratch, zero_points=params["zero_points"], max_noise=float(params["max_noise"])
+        source, batches, scratch, zero_points=params["zero_points"], max_nsr=float(params["max_nsr"])
     )
 
 
-Maker = Callable[[Path, Mapping[str, Any], Sequence[Inputs], Path], Made]
-MAKERS: Mapping[Precision, Maker] = {
-    Precision.FP16: autocast,
-    Precision.BF16: autocast,
+Quantizer = Callable[[Path, Mapping[str, Any], Sequence[Inputs], Path], Typed]
+QUANTIZERS: Mapping[Precision, Quantizer] = {
+    Precision.FP16: to_half,
+    Precision.BF16: to_half,
     Precision.FP8: to_fp8,
     Precision.INT8: to_int8,
 }
-
-
-class Reader:
-    """Batches as Model Optimizer reads them: one after the other, and the first one as often as it likes."""
-
-    def __init__(self, batches: Sequence[Inputs]) -> None:
-        self._batches = [dict(batch) for batch in batches]
-        self._position = 0
-
-    def get_first(self) -> Inputs:
-        return self._batches[0]
-
-    def get_next(self) -> Inputs | None:
-        if self._position == len(self._batches):
-            return None
-        self._position += 1
-        return self._batches[self._position - 1]
-
-    def rewind(self) -> None:
-        self._position = 0
-
-
-def scrub(model: Any) -> None:
-    """Drop what depends on where or by what the file was made. In place."""
-    model.producer_name, model.producer_version, model.doc_string = "enginery", "", ""
-    model.graph.name, model.graph.doc_string = "enginery", ""
-    del model.metadata_props[:]
-    del model.graph.value_info[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
 
 
 def _mentions(path: Path, text: str) -> bool:
@@ -204,39 +154,3 @@ def _calibration(request: StageRequest, tower: str) -> list[Inputs]:
         int(params["max_tokens"]),
         params,
     )
-
-
-@contextmanager
-def _scratch(output_dir: Path) -> Iterator[Path]:
-    """A folder for temporary files, which ends with the stage: Model Optimizer also leaves some in the system's own."""
-    folder = output_dir / "scratch"
-    folder.mkdir()
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
-    try:
-        yield folder
-    finally:
-        tempfile.tempdir = before
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def _captured() -> Iterator[io.StringIO]:
-    """What the libraries print, kept for the error message instead of a person's terminal."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    log = io.StringIO()
-    level = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(log), redirect_stderr(log):
-            warnings.simplefilter("ignore")
-            yield log
-    finally:
-        logging.disable(level)
-        _detach_modelopt()
-
-
-def _detach_modelopt() -> None:
-    """Its log handlers hold the captured stream: later messages would go to a closed door."""
-    logger = logging.getLogger("modelopt.onnx")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)

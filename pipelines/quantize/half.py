@@ -1,8 +1,8 @@
 """Write fp16 or bf16 into an ONNX graph: Model Optimizer places the casts, weights are rounded here, one at a time.
 
-Model Optimizer handles a graph with all its weights, over and over: 392 s and 18.1 GiB for the 2.5 GB picture tower of
-ViT-H/14. It does not look at the values of large tensors but to round them, so it is given a light graph instead; the
-bytes that come out are those of `convert_to_f16` (tests/pipelines/quantize/test_half.py).
+Model Optimizer copies a graph with all its weights over and over: 392 s and 18.1 GiB for the 2.5 GB image tower of
+ViT-H/14. It looks at the values of large tensors only to round them, so it is given an externalized graph. The bytes
+are those of `convert_to_f16` on the whole graph (tests/pipelines/quantize/test_half.py).
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from numpy.typing import NDArray
 from pipelines.onnx_graph import external_data
 from serving.contract.profile import Precision
 
-STAND_IN = "stand-in"  # an empty file: ONNX wants to see one where a tensor's bytes are said to be
+STAND_IN = "stand-in"  # an empty file: ONNX wants external data to exist
 
 
-def with_casts(light: Any, precision: Precision, scratch: Path) -> Any:
-    """A light fp32 graph -> the same in fp16 or bf16, inputs and outputs as they were; references stay fp32's."""
+def with_casts(model: Any, precision: Precision, scratch: Path) -> Any:
+    """An externalized fp32 graph -> fp16 or bf16, inputs and outputs as they were. Its locations stay those of fp32."""
     from modelopt.onnx.autocast import convert_to_f16
 
-    locations = [external_data.reference(t)[0] for t in light.graph.initializer if external_data.is_external(t)]
-    _relocate(light, STAND_IN)
+    locations = [external_data.location_of(t)[0] for t in model.graph.initializer if external_data.is_external(t)]
+    _relocate(model, STAND_IN)
     (scratch / STAND_IN).touch()
-    with contextlib.chdir(scratch), _light_initializers():
-        typed = convert_to_f16(light, low_precision_type=precision.value, keep_io_types=True)
+    with contextlib.chdir(scratch), _external_initializers():
+        typed = convert_to_f16(model, low_precision_type=precision.value, keep_io_types=True)
     _relocate(typed, locations[0] if locations else "")  # they all lie in one file
     return typed
 
 
 def rounded(tensor: Any, folder: Path) -> bytes:
-    """The fp32 bytes that a light graph's tensor refers to, in the type that it has now.
+    """The fp32 values at an external tensor's location, in the type that the tensor has now.
 
     As Model Optimizer rounds them: fp16 saturates, and what is not zero stays so.
     """
     import ml_dtypes
 
-    data = external_data.stored(tensor, folder)
+    data = external_data.tensor_bytes(tensor, folder)
     if tensor.data_type == tensor.FLOAT16:
         return _fp16(np.frombuffer(data, np.float32)).tobytes()
     if tensor.data_type == tensor.BFLOAT16:
         return np.frombuffer(data, np.float32).astype(ml_dtypes.bfloat16).tobytes()
-    return data  # fp32 where an operator has nothing narrower, or no float at all
+    return data  # fp32 where an operator has nothing lower, or integers
 
 
 def _fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -64,16 +64,16 @@ def _fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
 def _relocate(model: Any, location: str) -> None:
     for tensor in model.graph.initializer:
         if external_data.is_external(tensor):
-            external_data.refer(tensor, location, *external_data.reference(tensor)[1:])
+            external_data.externalize(tensor, location, *external_data.location_of(tensor)[1:])
 
 
 @contextmanager
-def _light_initializers() -> Iterator[None]:
-    """Model Optimizer's converter with one step replaced: tensors that lie elsewhere change their type only."""
+def _external_initializers() -> Iterator[None]:
+    """Have Model Optimizer's converter change only the type of external tensors."""
     from modelopt.onnx.autocast import convert
     from modelopt.onnx.autocast.precisionconverter import PrecisionConverter
 
-    class LightConverter(PrecisionConverter):  # type: ignore[misc]  # modelopt is not typed here
+    class ExternalConverter(PrecisionConverter):  # type: ignore[misc]  # modelopt is not typed here
         def _convert_initializer_data(self, init: Any, from_type: Any, to_type: Any) -> Any:
             if not external_data.is_external(init):
                 return super()._convert_initializer_data(init, from_type, to_type)
@@ -82,7 +82,7 @@ def _light_initializers() -> Iterator[None]:
             typed.data_type = to_type.onnx_type
             return typed
 
-    convert.PrecisionConverter = LightConverter
+    convert.PrecisionConverter = ExternalConverter
     try:
         yield
     finally:

@@ -131,7 +131,7 @@ def _image_tower(clip: Any) -> Any:
 def _export(
     module: Any, inputs: Mapping[str, Any], axes: Mapping[int, str], dimension: int, scratch: Path, tower: str
 ) -> Any:
-    """A module -> `onnx.ModelProto`, light if it is large. Raises ExportError."""
+    """A module -> `onnx.ModelProto`, externalized if it is large. Raises ExportError."""
     import torch
 
     (scratch / tower).mkdir()

@@ -1,9 +1,10 @@
-"""Export from PyTorch without further copies of the weights: they go to a file while the graph is made, one at a time.
+"""Export from PyTorch without copies of the weights: each is written to a file while the graph is made.
 
-torch.onnx.export holds a large model up to six times: as it is, with its constants folded, as a message, as bytes, as
-bytes again and parsed. The one place where it has all weights by name, and has copied none of them yet, is the pass
-that removes duplicates; what is taken away there comes out as inputs of the graph, and is put back as references. The
-bytes of the exported file are the same (tests/pipelines/recipes/test_torch_weights.py).
+torch.onnx.export holds a large model up to six times: modules, folded constants, a message, its bytes, the bytes again,
+the parsed graph. Its pass that removes duplicate initializers sees all weights by name before any is copied. Here that
+pass writes large weights to a file instead of returning them. The exported graph then has them as inputs, which
+`restore` replaces by external initializers. The bytes of the exported file are the same
+(tests/pipelines/recipes/test_torch_weights.py).
 """
 
 from __future__ import annotations
@@ -21,61 +22,64 @@ DATA = "weights.data"
 
 
 @dataclass(kw_only=True)
-class Aside:
+class SpilledWeights:
     """Weights that were written to a file instead of the graph."""
 
     folder: Path
-    order: list[str] = field(default_factory=list)  # of everything that the graph was to hold
-    tensors: dict[str, Any] = field(default_factory=dict)  # name -> an onnx.TensorProto that lies in the file
+    order: list[str] = field(default_factory=list)  # all initializers of the graph, spilled or not
+    tensors: dict[str, Any] = field(default_factory=dict)  # name -> an external onnx.TensorProto
 
-    def put_back(self, model: Any) -> None:
-        """Have the exported graph refer to them. In place. Raises ExportError where it does not ask for all of them."""
+    def restore(self, model: Any) -> None:
+        """Replace the graph's inputs for spilled weights by initializers. In place.
+
+        Raises ExportError where the graph's names are not those of the spilled weights.
+        """
         graph = model.graph
         inputs = {value.name: value for value in graph.input}
-        inside = {tensor.name: tensor for tensor in graph.initializer}
+        initializers = {tensor.name: tensor for tensor in graph.initializer}
         missing = sorted(self.tensors.keys() - inputs.keys())
-        strangers = sorted(inside.keys() - set(self.order))
-        if missing or strangers:
+        unknown = sorted(initializers.keys() - set(self.order))
+        if missing or unknown:
             raise ExportError(
-                f"PyTorch's exporter renamed weights on the way ({', '.join([*missing, *strangers][:3])}); "
+                f"PyTorch's exporter renamed weights on the way ({', '.join([*missing, *unknown][:3])}); "
                 "this release of PyTorch is not supported for large models, use the one that Enginery pins"
             )
-        named = {**inside, **self.tensors}
-        initializers = [named[name] for name in self.order if name in named]
+        initializers |= self.tensors
+        in_order = [initializers[name] for name in self.order if name in initializers]
         values = [value for name, value in inputs.items() if name not in self.tensors]
         graph.ClearField("initializer")
-        graph.initializer.extend(initializers)
+        graph.initializer.extend(in_order)
         graph.ClearField("input")
         graph.input.extend(values)
 
 
 @contextmanager
-def set_aside(folder: Path) -> Iterator[Aside]:
-    """While the context lasts, torch.onnx.export writes heavy float32 weights to DATA in the folder."""
+def spill_weights(folder: Path) -> Iterator[SpilledWeights]:
+    """While the context lasts, torch.onnx.export writes large float32 weights to DATA in the folder."""
     import torch
     from onnx import TensorProto
 
-    aside = Aside(folder=folder)
+    spilled = SpilledWeights(folder=folder)
     deduplicate = torch._C._jit_pass_onnx_deduplicate_initializers
 
-    def without_weights(graph: Any, params: Any, is_training: bool) -> dict[str, Any]:
-        kept: dict[str, Any] = {}
-        found = deduplicate(graph, params, is_training)
-        aside.order = [value.debugName() for value in graph.inputs() if value.debugName() in found]
+    def deduplicate_and_spill(graph: Any, params: Any, is_training: bool) -> dict[str, Any]:
+        weights = deduplicate(graph, params, is_training)
+        small: dict[str, Any] = {}
+        spilled.order = [value.debugName() for value in graph.inputs() if value.debugName() in weights]
         with (folder / DATA).open("wb") as file:
-            for name in aside.order:
-                weight = found[name]
-                if weight.dtype is not torch.float32 or weight.nbytes < external_data.HEAVY_BYTES:
-                    kept[name] = weight
+            for name in spilled.order:
+                weight = weights[name]
+                if weight.dtype is not torch.float32 or weight.nbytes < external_data.MIN_EXTERNAL_BYTES:
+                    small[name] = weight
                     continue
                 tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=list(weight.shape))
-                external_data.refer(tensor, DATA, file.tell(), weight.nbytes)
-                aside.tensors[name] = tensor
+                external_data.externalize(tensor, DATA, file.tell(), weight.nbytes)
+                spilled.tensors[name] = tensor
                 weight.detach().contiguous().numpy().tofile(file)
-        return kept
+        return small
 
-    torch._C._jit_pass_onnx_deduplicate_initializers = without_weights
+    torch._C._jit_pass_onnx_deduplicate_initializers = deduplicate_and_spill
     try:
-        yield aside
+        yield spilled
     finally:
         torch._C._jit_pass_onnx_deduplicate_initializers = deduplicate

@@ -1,7 +1,7 @@
-"""Run the graphs of all ranks on this CPU, each in a process of its own, and hold them against the undivided graph.
+"""Shard equivalence: run the graphs of all ranks on this CPU and compare their answers with the whole graph's.
 
-ONNX Runtime has no collectives on CPUs, so each rank's graph is run in pieces: up to the first collective, from there
-to the next, and so on. Between the pieces the processes really sum over each other (torch.distributed, gloo).
+Each rank runs in a process of its own. ONNX Runtime has no collectives on CPUs, so a rank's graph is cut at its
+collectives; between the pieces the processes sum over the ranks (torch.distributed, gloo).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pipelines.errors import ShardError
 from serving.contract.profile import Precision
 
 Feeds = Mapping[str, NDArray[Any]]
-# Of the largest number of an answer: the ranks sum in another order. ONNX Runtime cannot run bf16 and fp8 on a CPU.
+# As a share of an answer's largest number: the ranks sum in another order. ONNX Runtime runs no bf16 or fp8 on a CPU.
 MAX_ERROR = {Precision.FP32: 1e-5, Precision.FP16: 5e-3}
 TIMEOUT_S = 600
 
 
 def prove(source: Path, parts: Sequence[Path], precision: Precision, scratch: Path) -> float:
-    """The largest difference of the ranks' answers from the undivided graph's, as a share of its largest number.
+    """The largest difference of the ranks' answers from the whole graph's, as a share of its largest number.
 
     Raises ShardError where the order of sums does not explain it, or where two ranks disagree.
     """
@@ -36,11 +36,11 @@ def prove(source: Path, parts: Sequence[Path], precision: Precision, scratch: Pa
     feeds = batch(source)
     session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
-    wanted = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-    found = answers(parts, feeds, scratch)
+    expected = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    by_rank = answers(parts, feeds, scratch)
     errors = [
-        float(np.abs(answer[name] - wanted[name]).max() / np.abs(wanted[name]).max())
-        for answer in found
+        float(np.abs(answer[name] - expected[name]).max() / np.abs(expected[name]).max())
+        for answer in by_rank
         for name in names
     ]
     limit = MAX_ERROR[precision]
@@ -48,7 +48,7 @@ def prove(source: Path, parts: Sequence[Path], precision: Precision, scratch: Pa
         raise ShardError(
             f"the ranks' answers differ by {max(errors):.1e} of the largest number, {limit:.0e} is allowed"
         )
-    if any(not np.array_equal(answer[name], found[0][name]) for answer in found for name in names):
+    if any(not np.array_equal(answer[name], by_rank[0][name]) for answer in by_rank for name in names):
         raise ShardError("the ranks do not agree with each other: not all sums go to all of them")
     return max(errors)
 
@@ -71,7 +71,7 @@ def batch(source: Path) -> Feeds:
 
 
 def answers(parts: Sequence[Path], feeds: Feeds, scratch: Path) -> list[dict[str, NDArray[Any]]]:
-    """What each rank answers, all of them run side by side as processes. Raises ShardError."""
+    """Each rank's answers, from processes that run at the same time. Raises ShardError."""
     np.savez(scratch / "feeds.npz", **dict(feeds))  # type: ignore[arg-type]
     processes = []
     for rank, path in enumerate(parts):
@@ -87,13 +87,13 @@ def answers(parts: Sequence[Path], feeds: Feeds, scratch: Path) -> list[dict[str
             )
         )
     try:
-        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+        logs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    failed = [f"rank {i}:\n{said[i][-2000:]}" for i, process in enumerate(processes) if process.returncode]
-    if failed:
-        raise ShardError("\n".join(["the ranks could not be run on this CPU:", *failed]))
+    failures = [f"rank {i}:\n{logs[i][-2000:]}" for i, process in enumerate(processes) if process.returncode]
+    if failures:
+        raise ShardError("\n".join(["the ranks could not be run on this CPU:", *failures]))
     return [dict(np.load(scratch / f"answer{rank}.npz")) for rank in range(len(parts))]
 
 
@@ -104,38 +104,37 @@ def pieces(model: Any) -> list[tuple[Any, str | None]]:
     graph = model.graph
     collectives = [node for node in graph.node if node.op_type == "DistCollective"]
     types = _types(model)
-    cut = {node.output[0] for node in collectives}
-    made_by = {name: node for node in graph.node for name in node.output}
-    given = {value.name: value for value in graph.input}
+    sums = {node.output[0] for node in collectives}
+    producers = {name: node for node in graph.node for name in node.output}
+    graph_inputs = {value.name: value for value in graph.input}
     tensors = {tensor.name: tensor for tensor in graph.initializer}
 
     def piece(outputs: Sequence[Any]) -> Any:
-        wanted, kept, inputs, seen = [value.name for value in outputs], set[str](), dict[str, Any](), set[str]()
-        while wanted:
-            name = wanted.pop()
+        pending, members, inputs, seen = [value.name for value in outputs], set[str](), dict[str, Any](), set[str]()
+        while pending:
+            name = pending.pop()
             if name in seen:
                 continue
             seen.add(name)
-            if name in cut:
+            if name in sums:
                 inputs[name] = helper.make_tensor_value_info(name, types[name], None)
-            elif name in given:
-                inputs[name] = given[name]
-            elif name in made_by:
-                kept.add(made_by[name].output[0])
-                wanted += [needed for needed in made_by[name].input if needed]
-        nodes = [node for node in graph.node if node.output[0] in kept]
+            elif name in graph_inputs:
+                inputs[name] = graph_inputs[name]
+            elif name in producers:
+                members.add(producers[name].output[0])
+                pending += [source for source in producers[name].input if source]
+        nodes = [node for node in graph.node if node.output[0] in members]
         used = {name for node in nodes for name in node.input}
-        made = helper.make_graph(
-            nodes, "piece", list(inputs.values()), list(outputs), [t for n, t in tensors.items() if n in used]
-        )
-        return helper.make_model(made, opset_imports=model.opset_import, ir_version=model.ir_version)
+        weights = [tensor for name, tensor in tensors.items() if name in used]
+        part = helper.make_graph(nodes, "piece", list(inputs.values()), list(outputs), weights)
+        return helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
 
-    found: list[tuple[Any, str | None]] = []
+    parts: list[tuple[Any, str | None]] = []
     for node in collectives:
         partial = helper.make_tensor_value_info(node.input[0], types[node.output[0]], None)
-        found.append((piece([partial]), node.output[0]))
-    found.append((piece(list(graph.output)), None))
-    return found
+        parts.append((piece([partial]), node.output[0]))
+    parts.append((piece(list(graph.output)), None))
+    return parts
 
 
 def _types(model: Any) -> dict[str, int]:
@@ -151,8 +150,8 @@ def _types(model: Any) -> dict[str, int]:
             node.op_type, node.domain = "Identity", ""
             del node.attribute[:]
     inferred = onnx.shape_inference.infer_shapes(plain)
-    known = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
-    return {name: known[name] for name in sums}
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    return {name: types[name] for name in sums}
 
 
 def main(rank: int, num_ranks: int, path: str, scratch: str) -> None:
@@ -167,11 +166,11 @@ def main(rank: int, num_ranks: int, path: str, scratch: str) -> None:
     for model, total in pieces(onnx.load(path)):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_outputs()]
-        made = session.run(names, {value.name: values[value.name] for value in session.get_inputs()})
+        outputs = session.run(names, {value.name: values[value.name] for value in session.get_inputs()})
         if total is None:
-            np.savez(f"{scratch}/answer{rank}.npz", **dict(zip(names, made, strict=True)))
+            np.savez(f"{scratch}/answer{rank}.npz", **dict(zip(names, outputs, strict=True)))
             break
-        (partial,) = made
+        (partial,) = outputs
         summed = torch.from_numpy(partial)
         dist.all_reduce(summed)
         values[total] = summed.numpy()

@@ -189,3 +189,26 @@ def write_onnx(path: Path, **kinds: bool) -> Path:
     canonicalize(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return path
+
+
+def bf16_product() -> bytes:
+    """(2, 8) float32 -> bf16 -> product with bf16 weights -> squared in bf16 -> float32."""
+    import ml_dtypes
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.BFLOAT16),
+        helper.make_node("MatMul", ["x16", "weight"], ["product"]),
+        helper.make_node("Transpose", ["product"], ["moved"], perm=[1, 0]),
+        helper.make_node("Mul", ["moved", "moved"], ["square"]),
+        helper.make_node("Cast", ["square"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "bf16",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 2])],
+        [numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16), "weight")],
+    )
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString())

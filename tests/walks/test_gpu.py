@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.compile import tensorrt_rtx
 from pipelines.compile.base import CompileOrder
-from pipelines.compile.tensorrt import compile_with_rtx
 from pipelines.matrix.rows import RTX_TARGETS
 from serving import backends
 from serving.backends.base import LoadOptions
@@ -38,7 +38,7 @@ def test_an_engine_compiled_ahead_of_time_agrees_with_onnx_runtime(precision: Pr
     typed = write_onnx(tmp_path / "typed.onnx", fp16=True, fp8=precision is Precision.FP8)
     order = CompileOrder(source=typed, precision=precision, shapes=SHAPES, compute_capability=capability)
     options = LoadOptions(precision=precision, cache_dir=tmp_path)
-    plan = compile_with_rtx(order).data
+    plan = tensorrt_rtx.compile_engine(order).data
     on_cpu = backends.load("onnxruntime", typed.read_bytes(), options)
     ids = np.random.default_rng(0).integers(1, 30, (4, 32))
     inputs = dict.fromkeys(on_cpu.input_names, np.ones_like(ids)) | {"input_ids": ids}
@@ -55,7 +55,7 @@ def test_contexts_side_by_side_give_what_one_gives_and_shapes_that_come_again_to
     capability = GPUS[0].compute_capability
     order = CompileOrder(source=typed, precision=Precision.FP16, shapes=SHAPES, compute_capability=capability)
     options = LoadOptions(precision=Precision.FP16, cache_dir=tmp_path, num_streams=2)
-    engine = backends.load("tensorrt-rtx", compile_with_rtx(order).data, options)
+    engine = backends.load("tensorrt-rtx", tensorrt_rtx.compile_engine(order).data, options)
     rng = np.random.default_rng(0)
 
     def inputs(num_items: int, num_tokens: int) -> dict[str, np.ndarray]:

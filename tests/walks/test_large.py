@@ -49,7 +49,7 @@ gates:
 # The tower of pictures exceeds the limit in fp32, and not in fp16; that of texts does not: as in a ViT-H/14.
 LOW_LIMIT = """import pipelines.recipes.to_onnx, pipelines.onnx_graph.external_data
 pipelines.recipes.to_onnx.MAX_MODEL_BYTES = 400_000
-pipelines.onnx_graph.external_data.HEAVY_BYTES, pipelines.onnx_graph.external_data.LARGE_BYTES = 1024, 100_000
+pipelines.onnx_graph.external_data.MIN_EXTERNAL_BYTES, pipelines.onnx_graph.external_data.LARGE_BYTES = 1024, 100_000
 """
 
 
@@ -110,7 +110,7 @@ def whole(large: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
         return run_build(prepare(tmp_path_factory.mktemp("whole") / "work"))
 
 
-def test_the_tower_that_is_too_large_has_its_weights_beside_it(large: Built, whole: Built) -> None:
+def test_the_tower_that_is_too_large_has_external_data(large: Built, whole: Built) -> None:
     assert {name for name in large.outputs("export", "tiny") if ".onnx" in name} == {
         "text.onnx",
         "image.onnx",

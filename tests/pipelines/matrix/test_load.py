@@ -169,6 +169,21 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     assert found.folder("weights").is_dir()
 
 
+def test_an_old_name_of_a_key_is_read_with_a_note_that_gives_the_new_one(tmp_path: Path) -> None:
+    assert load(tmp_path).notes == ()
+    path = tmp_path / "sku_matrix.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("release: 1.10}", "release: 1.10, calibration: {max_noise: 0.01}}"))
+    old = matrix.load(path)
+    assert old.models["tiny"].calibration.max_nsr == 0.01
+    assert old.notes == (
+        "models.tiny.calibration.max_noise: is the old name of max_nsr; it is still read, rename it (line 3)",
+    )
+    path.write_text(text.replace("release: 1.10}", "release: 1.10, calibration: {max_noise: 0.01, max_nsr: 0.01}}"))
+    with pytest.raises(MatrixError, match="max_noise: is the old name of max_nsr, which is given too; remove it"):
+        matrix.load(path)
+
+
 def test_rows_come_by_model_sku_precision_and_tp_however_build_is_written(tmp_path: Path) -> None:
     expected = [
         "tiny__rtx-b__fp32__tp1",

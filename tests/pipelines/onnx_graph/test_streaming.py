@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from pipelines.errors import ExportError
 from pipelines.onnx_graph import external_data, streaming
 
-HEAVY_BYTES = 1024
+MIN_EXTERNAL_BYTES = 1024
 
 
 def model() -> Any:
-    """Weights whose lengths take one to three bytes to write, light ones between them, and fields on every side."""
+    """Weights whose lengths take one to three bytes to write, small ones between them, and fields on every side."""
     rng = np.random.default_rng(0)
     sizes = {"table": (300, 64), "small": (4,), "column": (260, 1), "bias": (16,), "empty": (0,)}
     tensors = [numpy_helper.from_array(rng.normal(size=size).astype(np.float32), n) for n, size in sizes.items()]
@@ -41,26 +41,26 @@ def whole(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> Any:
-    return streaming.read(path, HEAVY_BYTES, external_data.refer)
+    return streaming.read(path, MIN_EXTERNAL_BYTES, external_data.externalize)
 
 
-def write(light: Any, path: Path, folder: Path) -> Path:
+def write(externalized: Any, path: Path, folder: Path) -> Path:
     with path.open("wb") as file:
         streaming.write(
-            light,
+            externalized,
             file,
             lambda data_type: external_data.dtype_of(data_type).itemsize,
-            lambda tensor: external_data.stored(tensor, folder),
+            lambda tensor: external_data.tensor_bytes(tensor, folder),
         )
     return path
 
 
-def test_heavy_tensors_stay_in_the_file_and_are_found_there(whole: Path) -> None:
-    light = read(whole)
-    assert [t.name for t in light.graph.initializer if external_data.is_external(t)] == ["table", "column"]
-    assert light.ByteSize() < 3000 < whole.stat().st_size
-    for ours, theirs in zip(light.graph.initializer, model().graph.initializer, strict=True):
-        assert np.array_equal(external_data.array(ours, whole.parent), numpy_helper.to_array(theirs))
+def test_large_tensors_stay_in_the_file_and_are_found_there(whole: Path) -> None:
+    externalized = read(whole)
+    assert [t.name for t in externalized.graph.initializer if external_data.is_external(t)] == ["table", "column"]
+    assert externalized.ByteSize() < 3000 < whole.stat().st_size
+    for ours, theirs in zip(externalized.graph.initializer, model().graph.initializer, strict=True):
+        assert np.array_equal(external_data.tensor_array(ours, whole.parent), numpy_helper.to_array(theirs))
 
 
 def test_what_is_read_and_written_again_has_the_same_bytes(whole: Path, tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_what_is_read_and_written_again_has_the_same_bytes(whole: Path, tmp_path
     onnx.checker.check_model(tmp_path / "again.onnx")
 
 
-def test_all_but_the_heavy_tensors_is_as_protobuf_reads_it(whole: Path) -> None:
-    light, expected = read(whole), onnx.load(whole)
-    for found in (light, expected):
+def test_all_but_the_large_tensors_is_as_protobuf_reads_it(whole: Path) -> None:
+    externalized, expected = read(whole), onnx.load(whole)
+    for found in (externalized, expected):
         found.graph.ClearField("initializer")
-    assert light == expected
+    assert externalized == expected
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.9, 0.999])
@@ -91,10 +91,10 @@ def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_weights_of_another_shape_are_refused(whole: Path, tmp_path: Path) -> None:
-    light = read(whole)
-    light.graph.initializer[0].dims[0] = 301
+    externalized = read(whole)
+    externalized.graph.initializer[0].dims[0] = 301
     with pytest.raises(ExportError, match=r"table has 76800 bytes, its shape \[301, 64\] takes 77056"):
-        write(light, tmp_path / "again.onnx", tmp_path)
+        write(externalized, tmp_path / "again.onnx", tmp_path)
 
 
 GROWTH = """
@@ -110,20 +110,20 @@ model = helper.make_model(graph)
 with (folder / "weights").open("wb") as file:
     for number in range(num):
         tensor = TensorProto(name=str(number), data_type=TensorProto.FLOAT, dims=[size])
-        external_data.refer(tensor, "weights", file.tell(), 4 * size)
+        external_data.externalize(tensor, "weights", file.tell(), 4 * size)
         model.graph.initializer.append(tensor)
         file.write(np.full(size, number, np.float32).tobytes())
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-(path,) = external_data.write(model, folder / "whole.onnx", folder, beside=False)
-light, place = external_data.read_light(path, folder)
-external_data.write(light, folder / "again.onnx", place, beside=False)
+(path,) = external_data.write(model, folder / "whole.onnx", folder, external=False)
+externalized, place = external_data.read_externalized(path, folder)
+external_data.write(externalized, folder / "again.onnx", place, external=False)
 print(peak() - before, path.stat().st_size)
 """
 
 
 def test_memory_is_that_of_a_tensor_and_not_of_the_weights(tmp_path: Path) -> None:
-    """200 MB in tensors of 8 MB, written, read light and written again."""
+    """200 MB in tensors of 8 MB, written, read without them and written again."""
     command = [sys.executable, "-c", GROWTH, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     grown, size = map(int, done.stdout.split())

@@ -13,10 +13,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipelines import quantize, stage
+from pipelines import stage
 from pipelines.errors import QuantizeError
-from pipelines.onnx_graph import external_data, precision
-from pipelines.quantize import fp8
+from pipelines.onnx_graph import external_data
+from pipelines.onnx_graph.edit import scrub
+from pipelines.onnx_graph.emulate import dequantize_weights
+from pipelines.onnx_graph.precision import realized_precision
+from pipelines.quantize import fp8, model_optimizer
 from pipelines.stage import StageRequest
 from tests.support.models import RunStage
 
@@ -25,7 +28,7 @@ WIDTH = 64
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_data, "HEAVY_BYTES", 4095)  # of fp32; of fp8 they are light
+    monkeypatch.setattr(external_data, "MIN_EXTERNAL_BYTES", 4095)  # of fp32; of fp8 they stay in the graph
     monkeypatch.setattr(external_data, "LARGE_BYTES", 0)
 
 
@@ -79,17 +82,17 @@ def batches(num: int = 4) -> list[dict[str, Any]]:
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Path, Path]:
     """The fp32 file, and the fp8 one made of it."""
-    (source,) = external_data.write(hand_made(), tmp_path / "fp32.onnx", tmp_path, beside=False)
+    (source,) = external_data.write(hand_made(), tmp_path / "fp32.onnx", tmp_path, external=False)
     return source, quantized(source, tmp_path / "scratch", tmp_path / "fp8.onnx")
 
 
 def quantized(source: Path, scratch: Path, target: Path) -> Path:
     scratch.mkdir()
-    light, folder = external_data.read_light(source, scratch)
-    with quantize._captured():
-        model, content = fp8.with_pairs(light, folder, batches(), scratch)
-    quantize.scrub(model)
-    (path,) = external_data.write(model, target, scratch, beside=False, content=content)
+    externalized, folder = external_data.read_externalized(source, scratch)
+    with model_optimizer.captured():
+        model, content = fp8.with_pairs(externalized, folder, batches(), scratch)
+    scrub(model)
+    (path,) = external_data.write(model, target, scratch, external=False, content=content)
     return path
 
 
@@ -108,7 +111,7 @@ def test_products_of_tokens_by_weights_are_quantized_and_no_others(made: tuple[P
         assert not set(given[name]) & dequantized, name
     assert given["twice-product"][1] not in dequantized, "the pooled text is multiplied by it too"
     onnx.checker.check_model(onnx.load(made[1]), full_check=True)
-    assert precision.realized_precision(made[1].read_bytes()) == {"fp8": 2 / 7, "fp16": 5 / 7}
+    assert realized_precision(made[1].read_bytes()) == {"fp8": 2 / 7, "fp16": 5 / 7}
 
 
 def test_an_activation_that_two_products_take_is_rounded_once(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_scales_are_the_largest_magnitude_over_448(made: tuple[Path, Path]) -> N
         assert scale.dtype == np.float16
         assert scale == pytest.approx(largest / 448, rel=1e-3)
     columns = np.abs(fp32["left"]).max(axis=0)
-    expected = np.where(columns > 0, columns / 448, fp8.LEAST_SCALE)
+    expected = np.where(columns > 0, columns / 448, fp8.MIN_SCALE)
     assert tensors["left_scale"] == pytest.approx(expected, rel=1e-3)
 
 
@@ -153,11 +156,11 @@ def test_the_answers_are_close_to_fp32(made: tuple[Path, Path]) -> None:
 
 
 def test_what_is_judged_gives_the_numbers_of_the_graph_as_it_is(made: tuple[Path, Path], tmp_path: Path) -> None:
-    judged = precision.with_wide_weights(made[1], tmp_path)
+    judged = dequantize_weights(made[1], tmp_path)
     ops = [node.op_type for node in onnx.load(judged).graph.node]
     assert ops.count("DequantizeLinear") == 2, "of the activations"
-    assert external_data.is_beside_data(judged)
-    assert precision.with_wide_weights(made[0], tmp_path) == made[0], "an fp32 graph has nothing to widen"
+    assert external_data.has_external_data(judged)
+    assert dequantize_weights(made[0], tmp_path) == made[0], "an fp32 graph has nothing to dequantize"
     for batch in batches():
         assert np.array_equal(run(judged, batch), run(made[1], batch))
 
@@ -181,7 +184,7 @@ def test_a_graph_whose_activations_overflow_is_refused(tmp_path: Path) -> None:
     model = hand_made()
     table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
     table.CopyFrom(numpy_helper.from_array(np.full((96, WIDTH), np.inf, np.float32), "table"))
-    (source,) = external_data.write(model, tmp_path / "fp32.onnx", tmp_path, beside=False)
+    (source,) = external_data.write(model, tmp_path / "fp32.onnx", tmp_path, external=False)
     with pytest.raises(QuantizeError, match="not finite on the calibration texts"):
         quantized(source, tmp_path / "scratch", tmp_path / "fp8.onnx")
 
@@ -211,11 +214,13 @@ def cosine(run_stage: Callable[..., Any], files: Mapping[str, Path], typed: Mapp
     return float(metrics["cosine"]["mean"])
 
 
-def test_int8_of_a_model_beside_its_data_is_refused_with_what_to_choose(
+def test_int8_of_a_model_with_external_data_is_refused_with_what_to_choose(
     exported: Mapping[str, Path], texts_json: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    graph, data = external_data.write(onnx.load(exported["model.onnx"]), tmp_path / "model.onnx", tmp_path, beside=True)
+    graph, data = external_data.write(
+        onnx.load(exported["model.onnx"]), tmp_path / "model.onnx", tmp_path, external=True
+    )
     inputs = {name: exported[name] for name in ("tokenizer.json", "task.json")}
     inputs |= {"model.onnx": graph, "model.onnx.data": data, "texts.json": texts_json}
     params = {"task": "embed", "precision": "int8", "num_texts": 2, "max_tokens": 16}

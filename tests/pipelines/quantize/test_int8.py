@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pipelines.errors import QuantizeError
 from pipelines.onnx_graph import external_data
 from pipelines.quantize import int8, outlier_split
-from pipelines.quantize.fake_quant import Group, Range, Treatment, knobs
+from pipelines.quantize.activation_ranges import Range
+from pipelines.quantize.fake_quant import Treatment, quant_params
 
 WIDTH, INNER, LAYERS = 64, 320, 2
 ROWS = ("batch", "tokens", WIDTH)
@@ -90,27 +91,27 @@ def answers(model: bytes, batches: Sequence[Any]) -> NDArray[np.float32]:
     return np.concatenate([session.run(None, batch)[0] for batch in batches])
 
 
-def made(model: Any, folder: Path, *, zero_points: bool = True, max_noise: float = 0.01) -> tuple[bytes, Any]:
+def made(model: Any, folder: Path, *, zero_points: bool = True, max_nsr: float = 0.01) -> tuple[bytes, Any]:
     source = folder / "source.onnx"
     onnx.save(model, source)
-    typed, content, facts = int8.with_pairs(source, texts(), folder, zero_points=zero_points, max_noise=max_noise)
-    [path] = external_data.write(typed, folder / "int8.onnx", folder, beside=False, content=content)
+    typed, content, facts = int8.with_pairs(source, texts(), folder, zero_points=zero_points, max_nsr=max_nsr)
+    [path] = external_data.write(typed, folder / "int8.onnx", folder, external=False, content=content)
     onnx.checker.check_model(str(path))
     return path.read_bytes(), facts
 
 
-def noise(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+def nsr(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
     return float(((found - wanted) ** 2).sum() / ((wanted - wanted.mean(axis=0)) ** 2).sum())
 
 
 @pytest.mark.parametrize("kind", ["gelu", "erf", "swiglu"])
-def test_channels_set_apart_leave_what_a_graph_computes_as_it_is(kind: str) -> None:
+def test_splitting_outliers_leaves_what_a_graph_computes_as_it_is(kind: str) -> None:
     model = block(kind)
     wanted = answers(model.SerializeToString(), texts(4))
     groups = [group for group in int8.groups_of(model) if group.chain]
     assert len(groups) == LAYERS
     channels = np.array([0, 3, 5, 319])
-    outlier_split.set_apart(
+    outlier_split.split_outliers(
         model, {g.activation: g.chain for g in groups if g.chain}, {g.activation: channels for g in groups}
     )
     onnx.checker.check_model(model)
@@ -121,7 +122,7 @@ def test_channels_set_apart_leave_what_a_graph_computes_as_it_is(kind: str) -> N
     np.testing.assert_allclose(answers(model.SerializeToString(), texts(4)), wanted, rtol=2e-4, atol=2e-4)
 
 
-def test_channels_that_somebody_else_needs_whole_are_not_set_apart() -> None:
+def test_channels_that_another_node_needs_whole_are_not_split() -> None:
     model = block("gelu")
     model.graph.output.append(helper.make_tensor_value_info("gelu0_out", TensorProto.FLOAT, None))
     chains = {group.activation: group.chain for group in int8.groups_of(model)}
@@ -134,12 +135,12 @@ def test_channels_that_somebody_else_needs_whole_are_not_set_apart() -> None:
 def test_the_search_recovers_what_outliers_cost(kind: str, zero_points: bool, tmp_path: Path) -> None:
     model = block(kind)
     typed, facts = made(model, tmp_path, zero_points=zero_points)
-    untreated = sum(tried["noise_untreated"] for tried in facts["int8_treatments"])
-    assert facts["int8_noise"] < untreated / 3
-    assert any(tried["num_apart"] for tried in facts["int8_treatments"]), "no channel was set apart"
-    # What was tried with knobs is what the written graph does, on texts that nothing was chosen by.
-    found = noise(answers(typed, texts(32, seed=7)), answers(block(kind).SerializeToString(), texts(32, seed=7)))
-    assert found < 2 * facts["int8_noise"] + 1e-5
+    untreated = sum(tried["nsr_untreated"] for tried in facts["int8_treatments"])
+    assert facts["int8_nsr"] < untreated / 3
+    assert any(tried["num_outliers"] for tried in facts["int8_treatments"]), "no channel was split off"
+    # What fake quantization measured is what the written graph does, on texts that nothing was chosen by.
+    found = nsr(answers(typed, texts(32, seed=7)), answers(block(kind).SerializeToString(), texts(32, seed=7)))
+    assert found < 2 * facts["int8_nsr"] + 1e-5
 
 
 @pytest.mark.parametrize(("zero_points", "number"), [(True, TensorProto.UINT8), (False, TensorProto.INT8)])
@@ -153,48 +154,44 @@ def test_activations_are_of_the_type_that_their_hardware_takes(zero_points: bool
     assert (points == {0}) is not zero_points  # TensorRT takes none but zero
     weights = [t for t in tensors.values() if t.data_type == TensorProto.INT8 and len(t.dims) == 2]
     assert len(weights) == 2 * LAYERS + 1
-    wide = {t.data_type for t in tensors.values() if len(t.dims) == 2} - {TensorProto.INT8}
-    assert wide <= {TensorProto.FLOAT if zero_points else TensorProto.FLOAT16}
+    others = {t.data_type for t in tensors.values() if len(t.dims) == 2} - {TensorProto.INT8}
+    assert others <= {TensorProto.FLOAT if zero_points else TensorProto.FLOAT16}
 
 
-def test_what_disturbs_the_answers_most_for_its_work_stays_wide(tmp_path: Path) -> None:
+def test_what_disturbs_the_answers_most_for_its_work_is_excluded(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    _, everything = made(block("gelu"), tmp_path / "a", max_noise=0.5)
-    assert everything["int8_kept_wide"] == []
-    _, some = made(block("gelu"), tmp_path / "b", max_noise=everything["int8_noise"] / 2)
-    assert 0 < len(some["int8_kept_wide"]) < 2 * LAYERS + 1
-    assert some["int8_noise"] <= everything["int8_noise"] / 2
-    assert some["int8_noise_of_all"] == everything["int8_noise_of_all"]
+    _, everything = made(block("gelu"), tmp_path / "a", max_nsr=0.5)
+    assert everything["int8_excluded"] == []
+    _, some = made(block("gelu"), tmp_path / "b", max_nsr=everything["int8_nsr"] / 2)
+    assert 0 < len(some["int8_excluded"]) < 2 * LAYERS + 1
+    assert some["int8_nsr"] <= everything["int8_nsr"] / 2
+    assert some["int8_nsr_of_all"] == everything["int8_nsr_of_all"]
 
 
-def test_noise_that_no_product_keeps_below_is_an_error_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(
-        QuantizeError, match=r"disturbs the answers by more than max_noise 1e-12 allows; leave int8 out"
-    ):
-        made(block("gelu"), tmp_path, max_noise=1e-12)
+def test_an_nsr_that_no_product_keeps_below_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match=r"disturbs the answers by more than max_nsr 1e-12 allows; leave int8 out"):
+        made(block("gelu"), tmp_path, max_nsr=1e-12)
 
 
 def test_a_search_needs_texts_to_hold_out(tmp_path: Path) -> None:
     onnx.save(block("gelu"), tmp_path / "source.onnx")
     with pytest.raises(QuantizeError, match=r"calibration\.num_texts is 3; the search needs 4 or more"):
-        int8.with_pairs(tmp_path / "source.onnx", texts(3), tmp_path, zero_points=True, max_noise=0.01)
+        int8.with_pairs(tmp_path / "source.onnx", texts(3), tmp_path, zero_points=True, max_nsr=0.01)
 
 
 @pytest.mark.parametrize("zero_points", [True, False])
 def test_a_range_on_one_side_of_zero_still_holds_zero(zero_points: bool) -> None:
-    group = Group(activation="a", products=(), sizes=(4, (16,)), maker="Relu", chain=None)
     seen = Range(least=np.full(4, 2, np.float32), largest=np.array([4, 4, 8, 4], np.float32))
-    found = knobs(group, Treatment(smoothing=None), seen, [np.ones((4, 16), np.float32)], zero_points)
+    found = quant_params(Treatment(smoothing=None), seen, [np.ones((4, 16), np.float32)], zero_points)
     low, high = (0 - found.zero_point, 255 - found.zero_point) if zero_points else (-128, 127)
     assert low * found.scale <= 0
     assert high * found.scale == pytest.approx(8, rel=1e-2)
 
 
-def test_the_channels_set_apart_are_the_largest_and_do_not_widen_the_scale() -> None:
-    group = Group(activation="a", products=(), sizes=(6, (16,)), maker="Gelu", chain=None)
+def test_outliers_are_the_largest_channels_and_do_not_raise_the_scale() -> None:
     seen = Range(least=np.array([0, -90, 0, 0, 0, 0], np.float32), largest=np.array([1, 1, 1, 70, 1, 1.27], np.float32))
-    treatment = Treatment(smoothing=None, num_apart=2)
-    found = knobs(group, treatment, seen, [np.ones((6, 16), np.float32)], zero_points=False)
-    assert found.apart.tolist() == [1, 3]
+    treatment = Treatment(smoothing=None, num_outliers=2)
+    found = quant_params(treatment, seen, [np.ones((6, 16), np.float32)], zero_points=False)
+    assert found.outliers.tolist() == [1, 3]
     assert float(found.scale) == pytest.approx(0.01, rel=1e-3)

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 
 from pipelines.errors import QuantizeError
-from pipelines.quantize import Reader, scrub
+from pipelines.onnx_graph.edit import scrub
+from pipelines.quantize.model_optimizer import Reader
 from serving.contract.profile import Precision
 from serving.tasks.embed import EmbedSpec, Encoder, load_golden
 from tests.support.models import RunStage, body
@@ -20,7 +21,7 @@ INPUTS = ("model.onnx", "tokenizer.json", "task.json")
 
 
 def _params(precision: str) -> dict[str, Any]:
-    int8 = {"zero_points": True, "max_noise": 0.01}
+    int8 = {"zero_points": True, "max_nsr": 0.01}
     return {"task": "embed", "precision": precision, "num_texts": 8, "max_tokens": 32, **int8}
 
 

@@ -17,8 +17,8 @@ TEXTS = [f"the {noun} of {noun}" for noun in ("file", "string", "object", "retur
 
 
 @pytest.fixture(autouse=True)
-def small_is_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_data, "HEAVY_BYTES", 1024)
+def small_is_external(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_data, "MIN_EXTERNAL_BYTES", 1024)
 
 
 def exported(make: Callable[[Path], Any], folder: Path) -> tuple[Any, Path]:
@@ -32,12 +32,12 @@ def test_a_large_body_gives_the_bytes_that_a_small_one_gives(
 ) -> None:
     model = write_family(name, tmp_path / "model", TEXTS)
     whole, _ = exported(lambda scratch: transformer.to_onnx(model, scratch), tmp_path / "small")
-    assert not external_data.is_light(whole)
+    assert not external_data.is_externalized(whole)
     monkeypatch.setattr(external_data, "LARGE_BYTES", 50_000)
-    light, folder = exported(lambda scratch: transformer.to_onnx(model, scratch), tmp_path / "large")
+    externalized, folder = exported(lambda scratch: transformer.to_onnx(model, scratch), tmp_path / "large")
     assert (folder / torch_weights.DATA).stat().st_size > 50_000
-    assert light.ByteSize() < whole.ByteSize() / 2
-    external_data.write(light, tmp_path / "again.onnx", folder, beside=False)
+    assert externalized.ByteSize() < whole.ByteSize() / 2
+    external_data.write(externalized, tmp_path / "again.onnx", folder, external=False)
     assert (tmp_path / "again.onnx").read_bytes() == whole.SerializeToString(deterministic=True)
 
 
@@ -45,10 +45,12 @@ def test_two_large_towers_keep_their_weights_apart(tmp_path: Path, monkeypatch: 
     save_clip(tmp_path / "model", seed=0)
     whole, _ = exported(lambda scratch: clip_towers.to_onnx(tmp_path / "model", scratch), tmp_path / "small")
     monkeypatch.setattr(external_data, "LARGE_BYTES", 50_000)
-    light, folder = exported(lambda scratch: clip_towers.to_onnx(tmp_path / "model", scratch), tmp_path / "large")
-    for tower, model in light.items():
-        assert external_data.is_light(model)
-        external_data.write(model, tmp_path / f"{tower}.onnx", folder, beside=False)
+    externalized, folder = exported(
+        lambda scratch: clip_towers.to_onnx(tmp_path / "model", scratch), tmp_path / "large"
+    )
+    for tower, model in externalized.items():
+        assert external_data.is_externalized(model)
+        external_data.write(model, tmp_path / f"{tower}.onnx", folder, external=False)
         assert (tmp_path / f"{tower}.onnx").read_bytes() == whole[tower].SerializeToString(deterministic=True)
     assert file_digest(tmp_path / "text.onnx") != file_digest(tmp_path / "image.onnx")
 
@@ -56,7 +58,9 @@ def test_two_large_towers_keep_their_weights_apart(tmp_path: Path, monkeypatch: 
 def test_weights_that_the_exporter_renamed_are_an_error(tmp_path: Path) -> None:
     from onnx import TensorProto, helper
 
-    aside = torch_weights.Aside(folder=tmp_path, order=["weight"], tensors={"weight": TensorProto(name="weight")})
+    spilled = torch_weights.SpilledWeights(
+        folder=tmp_path, order=["weight"], tensors={"weight": TensorProto(name="weight")}
+    )
     graph = helper.make_graph([], "renamed", [helper.make_tensor_value_info("weight.1", TensorProto.FLOAT, [1])], [])
     with pytest.raises(ExportError, match=r"renamed weights on the way \(weight\)"):
-        aside.put_back(helper.make_model(graph))
+        spilled.restore(helper.make_model(graph))

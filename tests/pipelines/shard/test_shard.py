@@ -20,8 +20,8 @@ from onnx import numpy_helper
 
 from pipelines import shard as shards
 from pipelines import stage
+from pipelines.compile import tensorrt_rtx
 from pipelines.compile.base import CompileOrder
-from pipelines.compile.tensorrt import compile_with_rtx
 from pipelines.dagster.placement import pod
 from pipelines.errors import ShardError
 from pipelines.matrix.load import load
@@ -68,12 +68,12 @@ def shard(source: Path, folder: Path, tp: int = 2, precision: str = "fp32") -> s
     )
 
 
-def divided(source: Path, folder: Path) -> list[Path]:
+def partitions(source: Path, folder: Path) -> list[Path]:
     """Both ranks' graphs, as the stage makes them, without its proof."""
     found = []
     for rank in (0, 1):
-        model = shards.divided(external_data.read(source), source.parent, rank, 2)
-        found += external_data.write(model, folder / shards.name_of(rank), source.parent, beside=False)
+        model = shards.partition(external_data.read(source), source.parent, rank, 2)
+        found += external_data.write(model, folder / shards.name_of(rank), source.parent, external=False)
     return found
 
 
@@ -97,18 +97,20 @@ def test_two_ranks_in_two_processes_answer_what_one_graph_answers(
     }
     feeds = {name: feeds[name] for name in inputs}
     wanted = answer(source, feeds)
-    first, second = (found["embeddings"] for found in equivalence.answers(divided(source, tmp_path), feeds, tmp_path))
+    first, second = (
+        found["embeddings"] for found in equivalence.answers(partitions(source, tmp_path), feeds, tmp_path)
+    )
     assert np.array_equal(first, second)
     assert np.abs(first - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert not np.array_equal(first[0], first[1])  # texts that differ come out different
 
 
-def test_a_rank_holds_its_part_of_what_is_divided_and_all_of_the_rest(
+def test_a_rank_holds_its_part_of_what_is_partitioned_and_all_of_the_rest(
     exports: Callable[[str], Path], tmp_path: Path
 ) -> None:
     source = exports("bert")
     (words,) = (t for t in onnx.load(source).graph.initializer if t.name.endswith("word_embeddings.weight"))
-    graphs = [onnx.load(path).graph for path in divided(source, tmp_path)]
+    graphs = [onnx.load(path).graph for path in partitions(source, tmp_path)]
     for found in graphs:
         sums = [node for node in found.node if node.op_type == shards.COLLECTIVE]
         said = {a.name: onnx.helper.get_attribute_value(a) for a in sums[0].attribute}
@@ -133,15 +135,15 @@ def test_a_rank_holds_its_part_of_what_is_divided_and_all_of_the_rest(
 
 
 def test_ranks_that_do_not_belong_together_are_refused(exports: Callable[[str], Path], tmp_path: Path) -> None:
-    first, _ = divided(exports("bert"), tmp_path)
+    first, _ = partitions(exports("bert"), tmp_path)
     with pytest.raises(ShardError, match="differ by"):
         equivalence.prove(exports("bert"), [first, first], Precision.FP32, tmp_path)
 
 
-def test_the_same_graph_is_divided_into_the_same_bytes(exports: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_same_graph_is_partitioned_into_the_same_bytes(exports: Callable[[str], Path], tmp_path: Path) -> None:
     source = exports("bert")
     twice = [
-        shards.divided(external_data.read(source), source.parent, 1, 2).SerializeToString(deterministic=True)
+        shards.partition(external_data.read(source), source.parent, 1, 2).SerializeToString(deterministic=True)
         for _ in range(2)
     ]
     assert twice[0] == twice[1]
@@ -239,4 +241,4 @@ def test_tensorrt_reads_a_ranks_graph_with_its_collectives_and_compiles_it(
         compute_capability="8.9",
         cpu_isa=None,
     )
-    assert len(compile_with_rtx(order).data) > 10_000
+    assert len(tensorrt_rtx.compile_engine(order).data) > 10_000

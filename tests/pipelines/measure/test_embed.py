@@ -5,20 +5,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from pipelines import stage
 from pipelines.errors import GateError
 from pipelines.gate import judge as gate
 from pipelines.gate.thresholds import DEFAULT_GATES
-from pipelines.measure import runner, speed
-from pipelines.onnx_graph import precision as typed_onnx
 from pipelines.stage import StageRequest, StageResult
 from serving.backends import load
 from serving.backends.base import LoadOptions
@@ -87,26 +84,6 @@ def judge(metrics: dict[str, Any], precision: str) -> gate.Verdict:
     return gate.judge(metrics, thresholds, row="a row", evaluated=metrics["evaluated"], digests={})
 
 
-def bf16_product(left: str = "weight") -> bytes:
-    """(2, 8) float32 -> bf16 -> product with bf16 weights -> squared in bf16 -> float32."""
-    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.BFLOAT16),
-        helper.make_node("MatMul", ["x16", "weight"], ["product"]),
-        helper.make_node("Transpose", ["product"], ["moved"], perm=[1, 0]),
-        helper.make_node("Mul", ["moved", "moved"], ["square"]),
-        helper.make_node("Cast", ["square"], ["y"], to=TensorProto.FLOAT),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "bf16",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 2])],
-        [numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16), "weight")],
-    )
-    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString())
-
-
 def test_the_reference_measured_against_itself_loses_nothing_and_passes_its_gate(measured: Measure):
     metrics = measured()
     assert metrics["cosine"]["min"] == pytest.approx(1, abs=1e-6)
@@ -154,14 +131,6 @@ def test_without_a_baseline_the_speed_is_recorded_and_not_compared(measured: Mea
     found = measured({"speed": True})["speed"]
     assert found["baseline"] is None
     assert "throughput_ratio" not in found
-
-
-def test_engines_take_turns_so_that_a_busy_machine_slows_all_alike():
-    order: list[str] = []
-    calls = {name: (lambda _, name=name: order.append(name)) for name in "ab"}
-    medians = speed.interleaved(calls, {}, 3)
-    assert order == ["a", "b"] * (3 + speed.WARM_UP_ROUNDS)
-    assert medians.keys() == {"a", "b"}
 
 
 def test_a_typed_onnx_gives_the_same_metrics_at_every_run(measured: Measure):
@@ -217,70 +186,3 @@ def test_bytes_that_are_no_engine_say_what_could_not_be_loaded(measured: Measure
 def test_a_task_without_metrics_says_so(measured: Measure):
     with pytest.raises(GateError, match="'generate' cannot be measured"):
         measured({"task": "generate"})
-
-
-def test_every_text_is_in_one_batch_and_no_batch_is_beyond_the_limits(tiny: Tiny):
-    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 4000, 200)]
-    groups = list(runner.batches(lengths, tiny.spec.shapes.max[0]))
-    assert sorted(index for group in groups for index in group) == list(range(200))
-    for group in groups:
-        assert len(group) <= tiny.spec.shapes.max[0]
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= runner.MAX_BATCH_COST
-
-
-def test_bf16_written_out_in_float32_rounds_after_every_operator():
-    x = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
-    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32).astype(ml_dtypes.bfloat16)
-
-    def rounded(values: np.ndarray) -> np.ndarray:
-        return values.astype(ml_dtypes.bfloat16).astype(np.float32)
-
-    product = rounded(rounded(x) @ weight.astype(np.float32))
-    expected = rounded(product.T * product.T)
-    runnable, note = typed_onnx.runnable(bf16_product(), Precision.BF16)
-    (found,) = onnxruntime.InferenceSession(runnable).run(None, {"x": x})
-    assert np.array_equal(found, expected)
-    assert not np.array_equal(found, ((x @ weight.astype(np.float32)).T) ** 2)
-    assert "rounded to bf16" in note
-
-
-def fp16_square() -> bytes:
-    """(x @ weight) ** 2 in fp16."""
-    weight = numpy_helper.from_array(np.eye(8, dtype=np.float16), "weight")
-    nodes = [
-        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
-        helper.make_node("MatMul", ["x16", "weight"], ["product"]),
-        helper.make_node("Mul", ["product", "product"], ["square"]),
-        helper.make_node("Sqrt", ["square"], ["root"]),
-        helper.make_node("Cast", ["root"], ["y"], to=TensorProto.FLOAT),
-    ]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 8])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 8])]
-    graph = helper.make_graph(nodes, "square", inputs, outputs, [weight])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-
-
-def test_an_fp16_graph_that_overflows_on_a_gpu_overflows_when_it_is_judged():
-    x = np.full((1, 8), 300, np.float32)  # its square, 90 000, is more than fp16 holds
-    (as_it_is,) = onnxruntime.InferenceSession(fp16_square()).run(None, {"x": x})
-    assert np.isfinite(as_it_is).all(), "ONNX Runtime began to compute in fp16: nothing has to be written out any more"
-    judged, note = typed_onnx.runnable(fp16_square(), Precision.FP16)
-    (found,) = onnxruntime.InferenceSession(judged).run(None, {"x": x})
-    assert np.isinf(found).all()
-    assert "rounded to fp16" in note
-    (small,) = onnxruntime.InferenceSession(judged).run(None, {"x": np.full((1, 8), 3, np.float32)})
-    assert np.array_equal(small, np.full((1, 8), 3, np.float32))
-
-
-def test_realised_precision_is_read_from_the_graph(tiny: Tiny, tmp_path: Path):
-    assert typed_onnx.realized_precision(tiny.onnx) == {"fp32": 1.0}
-    assert typed_onnx.realized_precision(bf16_product()) == {"bf16": 1.0}
-    assert typed_onnx.realized_precision(write_onnx(tmp_path / "a.onnx", fp8=True).read_bytes()) == {"fp8": 1.0}
-    assert typed_onnx.realized_precision(write_onnx(tmp_path / "b.onnx", fp16=True).read_bytes()) == {"fp16": 1.0}
-
-
-def test_a_product_with_one_quantized_factor_counts_as_the_wider_one(tmp_path: Path):
-    model = onnx.load(write_onnx(tmp_path / "fp8.onnx", fp8=True))
-    product = next(node for node in model.graph.node if node.op_type == "MatMul")
-    product.input[0] = next(node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
-    assert typed_onnx.realized_precision(model.SerializeToString()) == {"fp32": 1.0}
