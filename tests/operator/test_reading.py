@@ -151,6 +151,7 @@ def pod(script: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait(10)
+        running.stdout.close()  # type: ignore[union-attr]
 
 
 def printed(script: str, folder: Path, num_bytes: int) -> bytes:

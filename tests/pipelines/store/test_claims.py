@@ -62,7 +62,7 @@ def test_a_killed_builders_claim_is_free_at_once(tmp_path: Path) -> None:
     first = builder(tmp_path, "first", 600)
     begun(first)
     first.kill()
-    first.wait(timeout=10)
+    first.communicate(timeout=10)
     assert not held(tmp_path / "claims" / "k")
     assert builder(tmp_path, "second", 0).communicate(timeout=30)[0] == "building\nmade by second\n"
 
@@ -119,7 +119,7 @@ def test_builders_that_share_keep_one_out_that_wants_the_store_alone(tmp_path: P
             pass
     finally:
         first.kill()
-        first.wait(timeout=10)
+        first.communicate(timeout=10)
     with Store(tmp_path).locked():
         assert not (tmp_path / "tmp").exists()
 

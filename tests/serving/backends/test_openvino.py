@@ -43,13 +43,17 @@ def test_in_a_server_openvinos_threads_let_all_others_go_first(tiny: Tiny, tmp_p
     """In a process of its own: niceness is a thread's, and threads are shared by all engines of a process."""
     code = """
 import os, sys
+from contextlib import suppress
 from pathlib import Path
 from serving import backends
 from serving.backends.base import LoadOptions
 from serving.contract.profile import Precision
 options = LoadOptions(precision=Precision.FP32, num_threads=2, num_streams=2, yields=True)
 engine = backends.load("openvino", Path(sys.argv[1]).read_bytes(), options)
-niceness = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")]
+niceness = []
+for thread in os.listdir("/proc/self/task"):
+    with suppress(ProcessLookupError):  # a thread that has ended since
+        niceness.append(os.getpriority(os.PRIO_PROCESS, int(thread)))
 print(os.getpriority(os.PRIO_PROCESS, 0), max(niceness))
 """
     (tmp_path / "engine.blob").write_bytes(tiny.blob)
