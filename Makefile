@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo demo-rerank demo-clip test test-fast lint format bench bench-short ui clean
+.PHONY: help demo demo-rerank demo-clip test test-fast test-slow coverage lint format bench bench-short ui clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -41,18 +41,31 @@ demo-clip: $(READY)  ## a small CLIP: trained here on pictures it draws, then th
 	@touch $@
 
 # A file's tests share what is dear to make, so one worker runs them all (pytest-xdist 3.8 ignores its own groups under pytest 9.2).
+PYTEST := ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY) .venv-clients/.ready  ## every test that can run on this machine
 	@containers/engine.sh || true
-	ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not docker'
+	$(PYTEST) -m 'not slow and not docker'
 
-lint: $(READY)  ## ruff, mypy --strict, import contracts
+test-slow: $(READY) .venv-clients/.ready  ## the others
+	@containers/engine.sh || true
+	$(PYTEST) -m 'slow or docker'
+
+# The order is another one for each commit, and the same for all runs of one; `make coverage ORDER=…` repeats one.
+ORDER ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo 0)
+coverage: $(READY)  ## the tests that take seconds, in an order of chance, and the share of lines they run
+	$(PYTEST) -m 'not slow and not docker' --random-order --random-order-seed=$(ORDER) --cov --cov-report=term
+
+lint: $(READY)  ## ruff, mypy --strict, import contracts, hadolint, the matrices' schema
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint containers/*/Dockerfile
+	$(BIN)/check-jsonschema --schemafile pipelines/matrix/sku_matrix.schema.json sku_matrix.yaml examples/*/matrix.yaml
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -74,4 +87,4 @@ ui: $(READY)  ## the Dagster UI on this machine
 	$(BIN)/enginery ui
 
 clean:  ## everything that a build made, but for the virtual environment
-	rm -rf dist .store .store-tests .bench .dagster build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf dist .store .store-tests .bench .dagster .coverage build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
