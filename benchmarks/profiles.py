@@ -22,7 +22,8 @@ import numpy as np
 
 from serving import backends
 from serving.backends.base import LoadOptions
-from serving.cache import fetch
+from serving.cache.fetch import fetch
+from serving.cache.places import Places
 from serving.choice import hardware, select
 from serving.contract import manifest
 from serving.tasks.embed import EmbedSpec
@@ -34,7 +35,7 @@ ENGINES = ("engine.blob", "engine.onnx")
 def serve_calls(pipe: Connection, root: Path, name: str, num_threads: int) -> None:
     """In its own process: load the profile, then time one call for each shape that is asked for."""
     profile = next(p for p in manifest.read(root / "etc/default/model_manifest.yaml").profiles if p.name == name)
-    files = fetch.fetch(profile, root=root)
+    files = fetch(profile, Places(root=root))
     spec = EmbedSpec.load(files["task.json"])
     options = LoadOptions(
         precision=profile.precision, num_threads=num_threads, cpu_isa=profile.tags.get("cpu_isa") or None

@@ -25,7 +25,8 @@ from pipelines.errors import EngineryError
 from serving import backends
 from serving.backends import openvino
 from serving.backends.base import Backend, LoadOptions
-from serving.cache import fetch
+from serving.cache.fetch import fetch
+from serving.cache.places import Places
 from serving.choice import hardware
 from serving.contract import manifest
 from serving.tasks import embed, rerank
@@ -131,7 +132,7 @@ class _Engine:
         root = model_dir / "rootfs" / "opt" / "nim"
         offered = manifest.read(root / "etc" / "default" / "model_manifest.yaml")
         profile = next(profile for profile in offered.profiles if profile.name == name)
-        files = fetch.fetch(profile, root=root)
+        files = fetch(profile, Places(root=root))
         self._spec = load_spec(files["task.json"])
         self._tower = self._spec.towers[0]
         self._tokenizer = files["tokenizer.json"]

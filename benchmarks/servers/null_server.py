@@ -14,11 +14,11 @@ import uvloop
 from numpy.typing import NDArray
 
 from serving.api.state import Limits, Service
-from serving.backends.base import Inputs
+from serving.backends.base import Inputs, LoadOptions
+from serving.contract.profile import Precision
 from serving.http import listen
 from serving.settings.settings import load
-from serving.start import boot
-from serving.start.layout import Layout
+from serving.start import boot, service
 from serving.tasks.base import Spec
 from serving.watch import logs
 from serving.watch.metrics import Metrics
@@ -57,12 +57,12 @@ def main(rootfs: Path, port: int) -> int:
     )
     logs.setup(level=found.log_level, as_json=False)
 
-    def null(profile: object, spec: Spec, *rest: object) -> tuple[dict[str, NullEngine], Layout]:
+    def null(profile: object, spec: Spec, *rest: object) -> tuple[dict[str, NullEngine], LoadOptions]:
         engines = {tower.name: NullEngine(tower.dimension) for tower in spec.towers}
-        return engines, Layout(num_streams=1, num_threads=1)
+        return engines, LoadOptions(precision=Precision.FP32)
 
-    vars(boot)["load_engines"] = null
-    vars(boot)["prove"] = lambda *args: SimpleNamespace(min_cosine=1.0, num_items=0)
+    vars(service)["load_engines"] = null
+    vars(service)["prove"] = lambda *args: SimpleNamespace(min_cosine=1.0, num_items=0)
 
     def start(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
         return boot.start(found, metrics, say)

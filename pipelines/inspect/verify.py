@@ -25,7 +25,7 @@ from pipelines.remote import Log
 from pipelines.remote.address import parse
 from pipelines.remote.registry import Registry
 from pipelines.store.files import file_digest
-from serving.cache.fetch import locate
+from serving.cache.places import locate
 from serving.cache.sources import Sources
 from serving.cache.sources.base import SourceError, Transient, opened
 from serving.contract.profile import ProfileFile

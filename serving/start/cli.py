@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from serving.cache import fetch
+from serving.cache.fetch import ensure, fetch
 from serving.choice import hardware, select
 from serving.choice.listing import listing_json, listing_text, startup_lines
 from serving.contract import manifest
@@ -19,6 +19,7 @@ from serving.contract.profile import Machine, Profile
 from serving.errors import ServingError, StoreWriteError, WantedProfileError
 from serving.settings import settings
 from serving.settings.settings import AUTOMATIC, Settings
+from serving.start.places import places_of
 
 __all__ = ["VERBS", "main", "startup_lines"]
 
@@ -126,21 +127,11 @@ def _set_words(texts: Iterable[str]) -> str:
     return "{" + ", ".join(repr(text) for text in texts) + "}"
 
 
-def _places(found: Settings) -> fetch.Places:
-    return fetch.Places(
-        root=found.root,
-        cache_path=found.cache_path,
-        repository=found.repository,
-        may_download=found.may_download,
-        token=found.repository_token,
-    )
-
-
 def _download_to_cache(profiles: Sequence[Profile], found: Settings) -> None:
-    places = fetch.ensure(profiles, _places(found), _say)
+    sources = ensure(profiles, places_of(found), _say)
     for profile in profiles:
         what = f"{len(profile.files)} files, {sum(max(0, f.size_bytes) for f in profile.files) / 1e6:.1f} MB"
-        where = sorted({places[file.checksum] for file in profile.files})
+        where = sorted({sources[file.checksum] for file in profile.files})
         nothing = "" if any(w.startswith("downloaded") for w in where) else "; nothing to download"
         print(f"{profile.id} ({profile.name}): {what} verified, {', '.join(where)}{nothing}")
 
@@ -153,7 +144,7 @@ def _create_model_store(profiles: Sequence[Profile], found: Settings, folder: Pa
     """One profile goes flat into the folder; several go into a folder each, since their files share names."""
     for profile in profiles:
         target = folder if len(profiles) == 1 else folder / profile.id  # names are free text
-        files = fetch.fetch_with(profile, _places(found))
+        files = fetch(profile, places_of(found))
         for name, data in files.items():
             _write(target / name, data)
         print(f"{profile.id} ({profile.name}): wrote {len(files)} files to {target}")

@@ -16,32 +16,37 @@ from serving.errors import BackendError
 from serving.settings.settings import Settings
 from serving.start import layout
 from serving.start.layout import Layout
-from serving.tasks.base import Spec, Tower, file_stem
+from serving.tasks.base import Spec, file_stem
 
 ENDINGS = (".plan", ".blob", ".onnx")
-SMALL_ENGINE_BYTES = 512 * 2**20  # one batch of such an engine leaves a GPU idle while it is copied and launched
+SMALL_ENGINE_BYTES = 512 * 2**20  # such an engine has two contexts on a GPU; what they gain is not measured
 LAYOUTS = "2"  # what is remembered and how it was found out; other layouts are measured again
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
 def load_engines(
     profile: Profile, spec: Spec, files: dict[str, bytes], options: LoadOptions, settings: Settings, phase: Phase
-) -> tuple[dict[str, Backend], Layout]:
-    """Every tower's engine, and the layout they share. The engines' bytes are let go. Raises BackendError."""
+) -> tuple[dict[str, Backend], LoadOptions]:
+    """Every tower's engine, and the options that all are loaded with. The engines' bytes are let go.
+
+    Raises BackendError.
+    """
     names = _names(spec, files)
     if profile.backend in GPU_BACKENDS:
         with phase("load"):
             data = {tower: files.pop(name) for tower, name in names.items()}
             small = max(map(len, data.values())) <= SMALL_ENGINE_BYTES
-            contexts = Layout(num_streams=settings.num_streams or (2 if small else 1), num_threads=options.num_threads)
-            return _load_all(profile.backend, data, _with(options, contexts)), contexts
-    remembered = _remembered_in(options.cache_dir, profile, options.num_threads, settings.performance_mode)
-    known = _wanted(settings, options.num_threads) or layout.recall(remembered, options.num_threads)
+            options = replace(options, num_streams=settings.num_streams or (2 if small else 1))
+            return _load_all(profile.backend, data, options), options
+    file = _layout_file(options.cache_dir, profile, options.num_threads, settings.performance_mode)
+    decided = _wanted(settings, options.num_threads) or layout.recall(file, options.num_threads)
     data = {tower: files.pop(name) for tower, name in names.items()}
+    if decided is not None:
+        options = _with(options, decided)
     with phase("load"):
-        engines = _load_all(profile.backend, data, _with(options, known))
-    if known is not None:
-        return engines, known
+        engines = _load_all(profile.backend, data, options)
+    if decided is not None:
+        return engines, options
     with phase("layout"):  # of the tower that has most to compute; the others follow it
         main = max(spec.towers, key=lambda tower: len(data[tower.name]))
         slowdown = float("inf") if settings.performance_mode == "throughput" else None
@@ -52,31 +57,23 @@ def load_engines(
             options.num_threads,
             slowdown,
         )
+        options = _with(options, chosen)
         if chosen.num_streams > 1:
             for tower in tuple(engines):
                 engines.pop(tower).close()
             others = {tower: content for tower, content in data.items() if tower != main.name}
-            engines = _load_all(profile.backend, others, _with(options, chosen))
+            engines = _load_all(profile.backend, others, options)
         engines[main.name] = engine
-        layout.remember(remembered, chosen)
-    return engines, chosen
+        layout.remember(file, chosen)
+    return engines, options
 
 
 def _names(spec: Spec, files: Mapping[str, bytes]) -> dict[str, str]:
     """Tower -> its engine's file. Raises BackendError."""
-    found: dict[str, str] = {}
-    lacking: list[Tower] = []
-    for tower in spec.towers:
-        known = (file_stem(tower.name) + ending for ending in ENDINGS)
-        name = next((name for name in known if name in files), None)
-        if name is None:
-            lacking.append(tower)
-        else:
-            found[tower.name] = name
-    if lacking:
-        wanted = ", ".join(" or ".join(file_stem(tower.name) + ending for ending in ENDINGS) for tower in lacking)
-        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {wanted}")
-    return found
+    names = {tower.name: [file_stem(tower.name) + ending for ending in ENDINGS] for tower in spec.towers}
+    if lacking := [" or ".join(one) for one in names.values() if files.keys().isdisjoint(one)]:
+        raise BackendError(f"the profile lists {', '.join(sorted(files))}; it lacks {', '.join(lacking)}")
+    return {tower: next(name for name in one if name in files) for tower, one in names.items()}
 
 
 def _load_all(backend: str, data: Mapping[str, bytes], options: LoadOptions) -> dict[str, Backend]:
@@ -98,13 +95,11 @@ def _wanted(settings: Settings, num_threads: int) -> Layout | None:
     return Layout(num_streams=1, num_threads=num_threads) if settings.performance_mode == "latency" else None
 
 
-def _with(options: LoadOptions, chosen: Layout | None) -> LoadOptions:
-    if chosen is None:
-        return options
+def _with(options: LoadOptions, chosen: Layout) -> LoadOptions:
     return replace(options, num_streams=chosen.num_streams, alone_threads=chosen.alone_threads)
 
 
-def _remembered_in(cache_dir: Path | None, profile: Profile, num_threads: int, mode: str) -> Path | None:
+def _layout_file(cache_dir: Path | None, profile: Profile, num_threads: int, mode: str) -> Path | None:
     """By engine, CPU, threads and mode: what one machine measured says nothing of another that shares the cache."""
     if cache_dir is None:
         return None

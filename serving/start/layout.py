@@ -40,7 +40,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 class Figures:
     """What one layout did."""
 
-    alone_s: float  # for one short text
+    latency_s: float  # of one short text alone
     items_per_s: float  # with every stream busy
 
 
@@ -59,9 +59,9 @@ def choose(
     if max_slowdown is None:
         max_slowdown = MAX_SLOWDOWN_BESIDE if engine.lends_all else MAX_SLOWDOWN
     best_layout, best = Layout(num_streams=1, num_threads=num_threads), engine
-    if num_threads == 1 or alone(best, tower) > HEAVY_S:
+    if num_threads == 1 or latency(best, tower) > HEAVY_S:
         return best_layout, best
-    alone_s: dict[int, float] = {}  # by the threads of a stream
+    latency_s: dict[int, float] = {}  # by the threads of a stream
     while num_threads % (2 * best_layout.num_streams) == 0:
         layout = Layout(num_streams=2 * best_layout.num_streams, num_threads=num_threads)
         other = load(layout)
@@ -69,18 +69,18 @@ def choose(
         for shown, figures in ((best_layout, now), (layout, then)):
             log.info(
                 "Layout of %d streams on %d threads: %.2f ms for a text alone, %.0f items/s",
-                *(shown.num_streams, shown.num_threads, figures.alone_s * 1e3, figures.items_per_s),
+                *(shown.num_streams, shown.num_threads, figures.latency_s * 1e3, figures.items_per_s),
             )
             threads = num_threads // shown.num_streams
-            alone_s[threads] = min(figures.alone_s, alone_s.get(threads, figures.alone_s))
-        if then.items_per_s <= now.items_per_s or then.alone_s > max_slowdown * min(alone_s.values()):
+            latency_s[threads] = min(figures.latency_s, latency_s.get(threads, figures.latency_s))
+        if then.items_per_s <= now.items_per_s or then.latency_s > max_slowdown * min(latency_s.values()):
             other.close()
             break
         best.close()
         best_layout, best = layout, other
-    quickest = min(alone_s, key=lambda threads: alone_s[threads], default=num_threads)
+    quickest = min(latency_s, key=lambda threads: latency_s[threads], default=num_threads)
     share = num_threads // best_layout.num_streams
-    if engine.lends_all and quickest != share and alone_s[quickest] < WORTH * alone_s[share]:
+    if engine.lends_all and quickest != share and latency_s[quickest] < WORTH * latency_s[share]:
         best.close()
         best_layout = msgspec.structs.replace(best_layout, alone_threads=quickest)
         best = load(best_layout)
@@ -110,7 +110,7 @@ def remember(file: Path | None, layout: Layout) -> None:
         beside.replace(file)
 
 
-def alone(engine: Backend, tower: Tower) -> float:
+def latency(engine: Backend, tower: Tower) -> float:
     """Seconds for one short text: the median of a few."""
     inputs = tower.collate(tower.sample(1, SHORT))
     engine.infer(inputs)  # the first prepares kernels
@@ -120,11 +120,14 @@ def alone(engine: Backend, tower: Tower) -> float:
 def _side_by_side(engines: Sequence[tuple[Backend, Layout]], tower: Tower) -> list[Figures]:
     """In turn, so that what else the machine does meets them all."""
     rounds = [
-        [Figures(alone_s=alone(engine, tower), items_per_s=_busy(engine, layout, tower)) for engine, layout in engines]
+        [
+            Figures(latency_s=latency(engine, tower), items_per_s=_busy(engine, layout, tower))
+            for engine, layout in engines
+        ]
         for _ in range(ROUNDS)
     ]
     return [
-        Figures(alone_s=min(f.alone_s for f in figures), items_per_s=max(f.items_per_s for f in figures))
+        Figures(latency_s=min(f.latency_s for f in figures), items_per_s=max(f.items_per_s for f in figures))
         for figures in zip(*rounds, strict=True)
     ]
 

@@ -16,7 +16,8 @@ from pipelines.image.package import ROOT as PACKAGED
 from pipelines.publish import to_bucket
 from pipelines.publish.dispatch import publish
 from pipelines.remote.bucket import Bucket
-from serving.cache import fetch
+from serving.cache.fetch import ensure
+from serving.cache.places import Places
 from serving.contract import manifest
 from tests.support import servers
 from tests.support import swift as swifts
@@ -60,8 +61,8 @@ def test_what_is_published_is_what_a_server_pulls(
     assert done.returncode == 0, done.stderr
     assert "now current, number 1; 6 blobs" in done.stdout
     profiles = manifest.read(folder / "model_manifest.yaml").profiles
-    places = fetch.Places(root=tmp_path / "nothing", cache_path=tmp_path / "cache", repository=place)
-    assert len(fetch.ensure(profiles, places, lambda _: None)) == 6
+    places = Places(root=tmp_path / "nothing", cache_path=tmp_path / "cache", repository=place)
+    assert len(ensure(profiles, places, lambda _: None)) == 6
     assert current(swift_url, swifts.KEYS, place) == "1.0.0"
     assert sum("partNumber" in line for line in swift_proxy.seen) == 2
 

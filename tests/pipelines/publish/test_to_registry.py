@@ -21,7 +21,8 @@ from pipelines.publish.to_registry import REFERRER_TYPE
 from pipelines.release import oci_artifact
 from pipelines.remote.address import parse
 from pipelines.remote.registry import INDEX_TYPE, Registry
-from serving.cache import fetch
+from serving.cache.fetch import ensure
+from serving.cache.places import Places
 from serving.cache.sources.oci import MANIFEST_TYPES
 from serving.contract import manifest
 from tests.support import servers
@@ -52,8 +53,8 @@ def tags(repository: str) -> set[str]:
 def pulled(repository: str, folder: Path, into: Path) -> int:
     """How many files a slim image gets from there, by the server's own downloader."""
     profiles = manifest.read(folder / "model_manifest.yaml").profiles
-    places = fetch.Places(root=into / "nothing", cache_path=into / "cache", repository=repository)
-    return len(fetch.ensure(profiles, places, lambda _: None))
+    places = Places(root=into / "nothing", cache_path=into / "cache", repository=repository)
+    return len(ensure(profiles, places, lambda _: None))
 
 
 def test_a_release_is_an_artifact_its_images_and_what_tells_of_them(

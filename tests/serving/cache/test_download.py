@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from serving.cache import fetch, local
+from serving.cache import local
 from serving.cache.download import Patience
-from serving.cache.fetch import Places, ensure, fetch_with
+from serving.cache.fetch import ensure, fetch
+from serving.cache.places import Places
 from serving.contract import manifest
 from serving.contract.profile import Profile, ProfileFile
 from serving.errors import CacheError
@@ -78,15 +79,15 @@ def files_of(places: Places) -> set[str]:
 
 def refused(places: Places, profile: Profile | None = None) -> str:
     with pytest.raises(CacheError) as caught:
-        fetch_with(profile or one(), places)
+        fetch(profile or one(), places)
     return str(caught.value)
 
 
 def test_a_download_fills_the_cache_and_the_next_start_asks_nobody(web: Web, places: Places) -> None:
-    assert fetch_with(PROFILE, places) == WHOLE
+    assert fetch(PROFILE, places) == WHOLE
     asked = len(web.asked)
     assert asked == 2
-    assert fetch_with(PROFILE, places) == WHOLE
+    assert fetch(PROFILE, places) == WHOLE
     assert len(web.asked) == asked
     assert files_of(places) == {blake3(data).hexdigest() for data in WHOLE.values()}
 
@@ -105,19 +106,19 @@ def test_a_file_that_two_profiles_share_is_downloaded_once(web: Web, places: Pla
 
 def test_lines_that_break_are_taken_up_where_they_broke(web: Web, places: Places) -> None:
     web.break_after = [1_000_000, 500_000, 1]
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     assert [wanted for _, wanted in web.asked][:2] == [None, "bytes=1000000-"]
     assert len(web.asked) == 4
 
 
 def test_a_source_without_ranges_is_read_again_from_its_start(web: Web, places: Places) -> None:
     web.ranges, web.break_after = False, [2_000_000]
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
 
 
 def test_a_busy_server_is_asked_again_and_one_that_stays_busy_is_given_up(web: Web, places: Places) -> None:
     web.answers = [503, 429]
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     target(places).unlink()
     web.answers = [502] * 10
     message = refused(places)
@@ -136,7 +137,7 @@ def test_an_answer_that_will_not_change_is_not_asked_for_twice(web: Web, places:
 def test_what_an_interrupted_download_left_is_continued(web: Web, places: Places) -> None:
     part(places).parent.mkdir(parents=True)
     part(places).write_bytes(DATA[:2_500_000])
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     assert web.asked == [(PATH, "bytes=2500000-")]
 
 
@@ -146,7 +147,7 @@ def test_wrong_bytes_that_an_earlier_process_left_cost_one_more_download_and_no_
 ) -> None:
     part(places).parent.mkdir(parents=True)
     part(places).write_bytes(left)
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     assert web.asked[-1] == (PATH, None)
     assert len(web.asked) <= 2
 
@@ -154,7 +155,7 @@ def test_wrong_bytes_that_an_earlier_process_left_cost_one_more_download_and_no_
 def test_a_whole_part_is_placed_without_asking(web: Web, places: Places) -> None:
     part(places).parent.mkdir(parents=True)
     part(places).write_bytes(DATA)
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     assert web.asked == []
 
 
@@ -176,7 +177,7 @@ def test_a_file_of_another_length_is_refused_by_its_length(web: Web, places: Pla
 
 def test_a_file_whose_size_nobody_said_is_still_checked_by_its_digest(web: Web, places: Places) -> None:
     unsized = entry("engine.onnx", DATA, size=-1)
-    assert fetch_with(one(unsized), places) == {"engine.onnx": DATA}
+    assert fetch(one(unsized), places) == {"engine.onnx": DATA}
     target(places).unlink()
     web.files[PATH] = DATA[:-1]
     assert "hashes to" in refused(places, one(unsized))
@@ -193,14 +194,14 @@ def test_a_file_that_changes_at_its_source_during_the_download_is_noticed(web: W
                 web.files[PATH] = DATA
 
     web.asked = Changing()
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     assert len(web.asked) == 2
 
 
 def test_a_damaged_file_of_the_cache_is_replaced_from_the_source(places: Places) -> None:
-    fetch_with(one(), places)
+    fetch(one(), places)
     target(places).write_bytes(b"?" + DATA[1:])
-    assert fetch_with(one(), places) == {"engine.onnx": DATA}
+    assert fetch(one(), places) == {"engine.onnx": DATA}
     assert target(places).read_bytes() == DATA
 
 
@@ -221,11 +222,11 @@ def test_a_file_repository_is_read_in_place_and_copied_on_demand(tmp_path: Path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     places = Places(root=tmp_path / "root", cache_path=tmp_path / "cache", repository=mirror.as_uri(), patience=HASTY)
-    assert fetch_with(PROFILE, places) == WHOLE
+    assert fetch(PROFILE, places) == WHOLE
     assert not (tmp_path / "cache").exists()
     ensure([PROFILE], places, lambda message: None)
     assert target(places).read_bytes() == DATA
-    assert fetch.fetch(PROFILE, root=tmp_path / "root", cache_path=tmp_path / "cache") == WHOLE
+    assert fetch(PROFILE, Places(root=tmp_path / "root", cache_path=tmp_path / "cache")) == WHOLE
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_first_byte(web: Web, places: Places) -> None:
@@ -238,7 +239,8 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_byte(web: Web, places
 def script(places: Places) -> list[str]:
     """Download the engine in a process of its own."""
     code = (
-        "import sys; from pathlib import Path; from serving.cache.fetch import Places, ensure\n"
+        "import sys; from pathlib import Path; from serving.cache.fetch import ensure\n"
+        "from serving.cache.places import Places\n"
         "from serving.contract.profile import Profile, ProfileFile\n"
         "root, cache, url = sys.argv[1:]\n"
         "places = Places(root=Path(root), cache_path=Path(cache), repository=url)\n"
@@ -288,7 +290,7 @@ def test_processes_that_want_one_file_download_it_once(web: Web, places: Places)
 def test_threads_that_want_one_file_download_it_once(web: Web, places: Places) -> None:
     web.slow_s = 0.002
     found: list[Mapping[str, bytes]] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch_with(one(), places))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(fetch(one(), places))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -321,7 +323,7 @@ def closed_cache() -> Iterator[Path]:
 def test_a_complete_cache_that_may_not_be_written_is_all_it_takes(closed_cache: Path) -> None:
     places = Places(root=Path("/nonexistent"), cache_path=closed_cache, repository="https://nobody.invalid/x")
     before = sorted(closed_cache.rglob("*"))
-    assert fetch_with(PROFILE, places) == WHOLE
+    assert fetch(PROFILE, places) == WHOLE
     assert set(ensure([PROFILE], places, lambda message: None).values()) == {"in the cache"}
     assert sorted(closed_cache.rglob("*")) == before
 

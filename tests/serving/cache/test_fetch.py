@@ -11,6 +11,7 @@ import pytest
 from blake3 import blake3
 
 from serving.cache.fetch import fetch
+from serving.cache.places import Places
 from serving.contract.profile import Profile, ProfileFile
 from serving.errors import CacheError
 
@@ -51,17 +52,17 @@ ENGINE = blob(CONTENTS["engine.plan"])
 
 def refused(profile: Profile, root: Path, override: str | None = None) -> str:
     with pytest.raises(CacheError) as caught:
-        fetch(profile, root=root, override=override)
+        fetch(profile, Places(root=root, repository=override))
     return str(caught.value)
 
 
 def test_a_whole_profile_gives_its_bytes_by_name(root: Path) -> None:
-    assert fetch(WHOLE, root=root) == CONTENTS
+    assert fetch(WHOLE, Places(root=root)) == CONTENTS
 
 
 def test_a_relative_root_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root.parent)
-    assert fetch(WHOLE, root=Path(root.name)) == CONTENTS
+    assert fetch(WHOLE, Places(root=Path(root.name))) == CONTENTS
 
 
 @pytest.mark.parametrize("place", [0, 2999, 5999])
@@ -115,7 +116,7 @@ def test_every_bad_file_is_listed(root: Path) -> None:
 
 def test_a_size_that_the_manifest_does_not_give_is_not_compared_but_the_digest_is(root: Path) -> None:
     unsized = ProfileFile(path="e", uri=ENGINE, checksum=WHOLE.files[0].checksum, size_bytes=-1)
-    assert fetch(a_profile(unsized), root=root) == {"e": CONTENTS["engine.plan"]}
+    assert fetch(a_profile(unsized), Places(root=root)) == {"e": CONTENTS["engine.plan"]}
     os.truncate(root / ENGINE, 100)
     assert "hashes to" in refused(a_profile(unsized), root)
 
@@ -139,7 +140,7 @@ def test_links_within_the_root_and_to_the_root_work(root: Path) -> None:
     (root / "blobs").symlink_to("..2026_data")
     link = root.parent / "link"
     link.symlink_to(root)
-    assert fetch(WHOLE, root=link) == CONTENTS
+    assert fetch(WHOLE, Places(root=link)) == CONTENTS
 
 
 def test_a_loop_of_links_is_refused(root: Path) -> None:
@@ -194,21 +195,21 @@ def test_a_file_that_may_not_be_read_names_user_owner_and_mode(request: pytest.F
 def test_an_absolute_file_uri_is_read_from_where_it_says(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "an engine#1"
     path.write_bytes(b"x")
-    assert fetch(a_profile(entry("e", b"x", path.as_uri())), root=root) == {"e": b"x"}
+    assert fetch(a_profile(entry("e", b"x", path.as_uri())), Places(root=root)) == {"e": b"x"}
 
 
 def test_a_mirror_replaces_the_root_for_relative_uris(root: Path, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     fill(mirror)
     for override in (mirror.as_uri(), mirror.as_uri() + "/"):
-        assert fetch(WHOLE, root=tmp_path / "none", override=override) == CONTENTS
+        assert fetch(WHOLE, Places(root=tmp_path / "none", repository=override)) == CONTENTS
     (mirror / ENGINE).unlink()
     assert f"{mirror.as_uri()}/{ENGINE} is missing" in refused(WHOLE, tmp_path / "none", mirror.as_uri())
 
 
 def test_what_is_embedded_is_read_there_though_a_mirror_is_named(root: Path) -> None:
     for override in ("file:///nowhere", "https://nobody.invalid/x", "s3://nowhere", "oci://nobody.invalid/x:1"):
-        assert fetch(WHOLE, root=root, override=override) == CONTENTS
+        assert fetch(WHOLE, Places(root=root, repository=override)) == CONTENTS
 
 
 @pytest.mark.parametrize("uri", ["ngc://org/team/model:1?file=x", "hf://org/model", "ftp://host/x"])
@@ -223,7 +224,7 @@ def test_a_mirror_of_an_unread_scheme_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_nowhere_says_where_it_was_looked_for_and_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(CacheError) as caught:
-        fetch(WHOLE, root=tmp_path / "root", cache_path=tmp_path / "cache")
+        fetch(WHOLE, Places(root=tmp_path / "root", cache_path=tmp_path / "cache"))
     for words in (str(tmp_path / "root"), str(tmp_path / "cache"), "is missing", "set NIM_REPOSITORY_OVERRIDE"):
         assert words in str(caught.value)
     assert not (tmp_path / "cache").exists()
@@ -232,7 +233,7 @@ def test_a_file_that_is_nowhere_says_where_it_was_looked_for_and_what_to_set(tmp
 def test_a_cached_file_is_read_and_its_source_is_not_asked(tmp_path: Path) -> None:
     fill(tmp_path / "cache")
     for override in (None, "https://nobody.invalid/x"):
-        cached = fetch(WHOLE, root=tmp_path / "root", cache_path=tmp_path / "cache", override=override)
+        cached = fetch(WHOLE, Places(root=tmp_path / "root", cache_path=tmp_path / "cache", repository=override))
         assert cached == CONTENTS
 
 
@@ -240,13 +241,15 @@ def test_a_damaged_file_of_a_cache_without_a_source_is_refused_and_stays(tmp_pat
     fill(tmp_path / "cache")
     (tmp_path / "cache" / ENGINE).write_bytes(b"x" * 6000)
     with pytest.raises(CacheError, match=f"{ENGINE} hashes to .*; remove it and run download-to-cache"):
-        fetch(WHOLE, root=tmp_path / "root", cache_path=tmp_path / "cache")
+        fetch(WHOLE, Places(root=tmp_path / "root", cache_path=tmp_path / "cache"))
     assert (tmp_path / "cache" / ENGINE).is_file()
 
 
 def test_downloads_that_are_forbidden_are_not_tried(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="NIM_DISABLE_MODEL_DOWNLOAD is set"):
-        fetch(WHOLE, root=tmp_path, cache_path=tmp_path, override="https://nobody.invalid/x", may_download=False)
+        fetch(
+            WHOLE, Places(root=tmp_path, cache_path=tmp_path, repository="https://nobody.invalid/x", may_download=False)
+        )
 
 
 def test_a_file_uri_with_a_host_says_how_to_write_it(root: Path) -> None:

@@ -16,7 +16,8 @@ from blake3 import blake3
 
 from serving.cache import local
 from serving.cache.download import Patience
-from serving.cache.fetch import Places, fetch_with
+from serving.cache.fetch import fetch
+from serving.cache.places import Places
 from serving.cache.sources import Sources
 from serving.cache.sources.base import Location, Source, SourceError, Transient, opened
 from serving.cache.sources.oci import docker_logins
@@ -65,7 +66,7 @@ def places(base: str, folder: Path, token: str | None = None) -> Places:
 
 def refused(base: str, folder: Path) -> str:
     with pytest.raises(CacheError) as caught:
-        fetch_with(PROFILE, places(base, folder))
+        fetch(PROFILE, places(base, folder))
     return str(caught.value)
 
 
@@ -142,7 +143,7 @@ def test_tls_is_trusted_by_its_authority_alone_and_not_left_for_the_clear(
         assert "certificate is not trusted" in message
         assert "set SSL_CERT_FILE" in message
         monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-        assert fetch_with(PROFILE, places(secure.url, tmp_path)) == {"engine.onnx": DATA}
+        assert fetch(PROFILE, places(secure.url, tmp_path)) == {"engine.onnx": DATA}
         secure.redirects = {f"/{URI}": f"{web.url}/{URI}"}
         with pytest.raises(SourceError, match="redirects from https:// to http://"):
             content(source(secure.url), at(secure.url))
@@ -181,7 +182,7 @@ S3 = "s3://mirror/models"
 
 @pytest.mark.usefixtures("keys")
 def test_s3_fills_a_cache(tmp_path: Path) -> None:
-    assert fetch_with(PROFILE, places(S3, tmp_path)) == {"engine.onnx": DATA}
+    assert fetch(PROFILE, places(S3, tmp_path)) == {"engine.onnx": DATA}
     assert local.blob(tmp_path / "cache", FILE).read_bytes() == DATA
 
 
@@ -214,14 +215,15 @@ def test_s3_without_keys_reads_what_is_public(bucket: str, monkeypatch: pytest.M
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     assert "answers 403" in refused(S3, tmp_path)
-    assert fetch_with(PROFILE, places("s3://mirror/public", tmp_path)) == {"engine.onnx": DATA}
+    assert fetch(PROFILE, places("s3://mirror/public", tmp_path)) == {"engine.onnx": DATA}
 
 
 def test_boto3_is_imported_for_s3_alone(tmp_path: Path) -> None:
     code = (
-        "import sys, serving.cache.fetch; from pathlib import Path\n"
+        "import sys; from serving.cache.fetch import fetch; from pathlib import Path\n"
+        "from serving.cache.places import Places\n"
         "from serving.contract.profile import Profile, ProfileFile\n"
-        f"path = Path({str(tmp_path)!r}); serving.cache.fetch.fetch({PROFILE!r}, root=path)\n"
+        f"path = Path({str(tmp_path)!r}); fetch({PROFILE!r}, Places(root=path))\n"
         "print(sorted({n.partition('.')[0] for n in sys.modules} & {'boto3', 'botocore', 'urllib3', 'requests'}))"
     )
     (tmp_path / URI).parent.mkdir(parents=True)
@@ -245,7 +247,7 @@ def test_a_registry_fills_a_cache_by_tag_and_by_digest(host: str, tmp_path: Path
     digest = push_files({URI: DATA}, host, "team/mini", "by-digest")
     for number, reference in enumerate((":1.0.0", f"@{digest}")):
         folder = tmp_path / str(number)
-        assert fetch_with(PROFILE, places(f"oci://{host}/team/mini{reference}", folder)) == {"engine.onnx": DATA}
+        assert fetch(PROFILE, places(f"oci://{host}/team/mini{reference}", folder)) == {"engine.onnx": DATA}
 
 
 def test_a_registry_gives_the_rest_of_a_blob(host: str) -> None:
@@ -313,7 +315,7 @@ def test_a_registry_is_given_the_token_that_it_asks_for(
             config = {"auths": {host: {"auth": b64encode(login.encode()).decode()}}}
             (tmp_path / "config.json").write_text(json.dumps(config))
             monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-        assert fetch_with(PROFILE, places(f"oci://{host}/mini:1", tmp_path)) == {"engine.onnx": DATA}
+        assert fetch(PROFILE, places(f"oci://{host}/mini:1", tmp_path)) == {"engine.onnx": DATA}
         said = realm.headers[0].get("Authorization")
         assert said == (f"Basic {b64encode(login.encode()).decode()}" if login else None)
         assert len(realm.asked) == 1
@@ -324,9 +326,9 @@ def test_a_token_of_ones_own_goes_to_the_registry(tmp_path: Path) -> None:
         web.token, web.challenge = "mine", 'Bearer realm="https://nobody.invalid"'
         base = f"oci://{web.url.removeprefix('http://')}/mini:1"
         with pytest.raises(CacheError, match="404"):
-            fetch_with(PROFILE, places(base, tmp_path, token="mine"))
+            fetch(PROFILE, places(base, tmp_path, token="mine"))
         with pytest.raises(CacheError, match="401"):
-            fetch_with(PROFILE, places(base, tmp_path, token="another"))
+            fetch(PROFILE, places(base, tmp_path, token="another"))
 
 
 def test_dockers_logins_are_read_in_each_form_and_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -358,5 +360,5 @@ def test_a_packaged_models_artifact_is_what_a_slim_image_reads(host: str, tmp_pa
     (profile,) = manifest.read(root / package.MANIFEST).profiles
     release = manifest.read(root / package.MANIFEST).release
     for reference in (f":{release}", f"@{made.manifest_digest}"):
-        found = fetch_with(profile, places(f"oci://{host}/team/made{reference}", tmp_path / reference[1:9]))
+        found = fetch(profile, places(f"oci://{host}/team/made{reference}", tmp_path / reference[1:9]))
         assert found == files
