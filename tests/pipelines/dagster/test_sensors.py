@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -13,6 +15,8 @@ from dagster._core.loader import LoadingContextForTest
 from pipelines.dagster.lineage import AssetPartition, Stale
 from pipelines.dagster.sensors import CAUSE, WHY, new_model_revision, new_toolchain, seen_versions
 from pipelines.dagster.source_assets import observe
+from pipelines.export import sources
+from pipelines.matrix import load
 from pipelines.plan.staleness import Cause
 from tests.support.fleets import CPU, H100, L40S, NOT_BUILT, Fleet, new_release
 
@@ -206,6 +210,24 @@ def test_another_part_of_the_toolchain_launches_what_comes_from_it_and_not_what_
     assert evaluated(new_toolchain, fleet, instance)[0] == set(fleet.partitions()) - {
         PUBLICATION
     }  # the cursor is reset
+
+
+def test_a_tick_reads_the_matrix_and_hashes_each_model_once(
+    fleet: Fleet, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing = replace(fleet, to="s3://models/prod")
+    context = dg.build_sensor_context(
+        instance=instance, repository_def=publishing.repository(), resources={"factory": publishing.factory}
+    )
+    calls: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: (calls.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(sources, "digest", counted("hash", sources.digest))
+    monkeypatch.setattr(load, "load", counted("read", load.load))
+    new_toolchain.evaluate_tick(context)
+    assert sorted(calls) == ["hash", "read"]
 
 
 def test_a_cursor_of_another_form_is_none() -> None:
