@@ -16,10 +16,11 @@ from cyclopts import Parameter
 from benchmarks.report import bounds, console, page
 from benchmarks.report.results import Cell, Check, Load, Results, Server, dump
 from benchmarks.runs import suite
-from benchmarks.runs.suite import Target, Wanted
+from benchmarks.runs.suite import Measurement, Target
 from benchmarks.scenarios import estimated_lengths, scenarios, tokenizer_files
 from benchmarks.scenarios.corpus import Corpus, TextSource
-from benchmarks.scenarios.scenarios import Requests
+from benchmarks.scenarios.estimated_lengths import EstimatedCorpus
+from benchmarks.scenarios.scenarios import Requests, Scenario
 from benchmarks.servers.endpoint import Endpoint, discover, tasks_of
 from benchmarks.watch import machine
 from pipelines.errors import EngineryError
@@ -66,29 +67,29 @@ def bench(
     options: Annotated[Options, Parameter(name="*")] = DEFAULTS,
 ) -> int:
     """Show the figures on the terminal. Exit code 1: an answer was wrong."""
-    results = run(url, options, say=lambda text: print(text, file=sys.stderr))
+    results = run(url, options, log=lambda text: print(text, file=sys.stderr))
     console.show(results)
     return 0 if all(check.passed for check in results.checks) else 1
 
 
-def run(url: str, options: Options = DEFAULTS, *, say: suite.Say = print) -> Results:
-    """Measure, say each round, write OUTPUT.json, .html and .png if asked. Raises EngineryError."""
-    begun = datetime.now(UTC)
+def run(url: str, options: Options = DEFAULTS, *, log: suite.Log = print) -> Results:
+    """Measure, log each round, write OUTPUT.json, .html and .png if asked. Raises EngineryError."""
+    start = datetime.now(UTC)
     endpoint = discover(url, parsed(options.header), model=options.model)
     tasks = tasks_of(endpoint)
     chosen = of_tasks(scenarios.by_name(options.scenario), tasks, named=bool(options.scenario))
-    source, limit, about = text_source(endpoint, options.tokenizer, tasks)
+    texts, limit = text_source(endpoint, options.tokenizer, tasks)
     max_tokens = options.max_tokens or limit or DEFAULT_MAX_TOKENS
-    streams = [scenarios.make(scenario, source, max_tokens=max_tokens) for scenario in chosen]
-    if options.tokenizer is None:
-        streams = [estimated_lengths.counted(endpoint, requests) for requests in streams]
+    streams = [scenarios.make(scenario, texts, max_tokens=max_tokens) for scenario in chosen]
+    if not texts.is_exact:
+        streams = [estimated_lengths.recount(requests, endpoint.num_tokens(requests)) for requests in streams]
     expected = None
     if options.check:
-        say("asking for the right answers, one text at a time")
+        log("asking for the right answers, one text at a time")
         expected = {r.scenario.name: endpoint.expected(r) for r in streams if sum(r.num_items) <= MAX_CHECKED_TEXTS}
     target = Target(name=NAME, endpoint=endpoint, pid=options.pid, expected=expected)
-    wanted = [
-        Wanted(
+    measurements = [
+        Measurement(
             target=target,
             requests=requests,
             load=load,
@@ -98,20 +99,20 @@ def run(url: str, options: Options = DEFAULTS, *, say: suite.Say = print) -> Res
         for requests in streams
         for load in loads(requests, options.concurrency, options.rate)
     ]
-    cells, notes = suite.run(wanted, rounds=options.rounds, say=say)
+    cells, notes = suite.run(measurements, rounds=options.rounds, log=log)
     cells = [msgspec.structs.replace(cell, bound=bounds.bound(cell)) for cell in cells]
     results = Results(
         title=f"{endpoint.model} at {endpoint.url}",
-        date=begun.isoformat(timespec="seconds"),
+        date=start.isoformat(timespec="seconds"),
         command=f"enginery bench {url}",
         machine=machine.describe(),
         versions={"enginery": machine.versions().get("enginery", "")},
         servers=(Server(name=NAME, words=f"{endpoint.url}, model {endpoint.model}", role="ours"),),
         cells=tuple(cells),
-        scenarios={requests.scenario.name: f"{scenarios.words(requests)}{about}" for requests in streams},
+        scenarios={requests.scenario.name: scenarios.words(requests) for requests in streams},
         checks=tuple(answer_check(requests.scenario.name, cells) for requests in streams if expected),
         notes=tuple(notes),
-        seconds=(datetime.now(UTC) - begun).total_seconds(),
+        seconds=(datetime.now(UTC) - start).total_seconds(),
     )
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -120,22 +121,22 @@ def run(url: str, options: Options = DEFAULTS, *, say: suite.Say = print) -> Res
     return results
 
 
-def text_source(endpoint: Endpoint, tokenizer: Path | None, tasks: set[str]) -> tuple[TextSource, int | None, str]:
-    """Texts, the model's limit where it is known, and what a report must say of the lengths."""
+def text_source(endpoint: Endpoint, tokenizer: Path | None, tasks: set[str]) -> tuple[TextSource, int | None]:
+    """Texts, and the model's limit of tokens or None."""
     if tokenizer is not None:
-        found = tokenizer_files.read(tokenizer)
-        return Corpus(found.data), found.max_tokens, ""
-    ratio = estimated_lengths.tokens_per_word(endpoint, tasks)
-    return estimated_lengths.WordCorpus(ratio), None, "; lengths by words, about so many tokens each"
+        files = tokenizer_files.read(tokenizer)
+        return Corpus(files.data), files.max_tokens
+    (num_tokens,) = endpoint.num_tokens(estimated_lengths.probe("embed" if "embed" in tasks else "rerank"))
+    return EstimatedCorpus(estimated_lengths.tokens_per_word(num_tokens)), None
 
 
-def of_tasks(found: Sequence[scenarios.Scenario], tasks: set[str], *, named: bool) -> list[scenarios.Scenario]:
+def of_tasks(chosen: Sequence[Scenario], tasks: set[str], *, named: bool) -> list[Scenario]:
     """Those that the server answers. Raises BenchError when one was named that it does not."""
-    left = [scenario for scenario in found if scenario.task in tasks]
-    if named and len(left) < len(found):
-        others = ", ".join(scenario.name for scenario in found if scenario.task not in tasks)
+    answered = [scenario for scenario in chosen if scenario.task in tasks]
+    if named and len(answered) < len(chosen):
+        others = ", ".join(scenario.name for scenario in chosen if scenario.task not in tasks)
         raise BenchError(f"the server answers {' and '.join(sorted(tasks))}; it has no answer to {others}")
-    return left
+    return answered
 
 
 def loads(requests: Requests, concurrency: Sequence[int], rates: Sequence[float]) -> list[Load]:
@@ -149,19 +150,19 @@ def answer_check(scenario: str, cells: Sequence[Cell]) -> Check:
     total = sum(cell.figures.num_requests for cell in cells if cell.scenario == scenario)
     return Check(
         name=f"{scenario}: every answer under load is the one that the idle server gives",
-        found=f"{wrong} wrong of {total}",
-        wanted="none",
+        value=f"{wrong} wrong of {total}",
+        required="none",
         passed=wrong == 0,
     )
 
 
 def parsed(headers: Sequence[str]) -> Mapping[str, str]:
     """`Name: value`; a value `$NAME` is read from the environment, so that no key stands in a shell's history."""
-    found = {}
+    by_name = {}
     for header in headers:
         name, colon, value = header.partition(":")
         if not colon or not name.strip():
             raise BenchError(f"--header {header!r} is not 'Name: value'")
         value = value.strip()
-        found[name.strip().lower()] = os.path.expandvars(value)
-    return found
+        by_name[name.strip().lower()] = os.path.expandvars(value)
+    return by_name

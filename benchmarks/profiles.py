@@ -1,6 +1,6 @@
 """Measure the CPU profiles of a built model side by side: each in its own process, in turn, the same inputs for all.
 
-    python benchmarks/profiles.py [dist/MODEL] [--rounds 7] [--json FILE]
+    python -m benchmarks.profiles [dist/MODEL] [--rounds 7] [--json FILE]
 
 Prints medians and ratios to the generic ONNX profile. Machines are shared and noisy: read the ratios.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.watch import machine
 from serving import backends
 from serving.backends.base import LoadOptions
 from serving.cache.fetch import fetch
@@ -59,15 +60,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     root = arguments.model / "rootfs" / "opt" / "nim"
-    machine = hardware.detect(cpu_only=True)
-    decisions = select.decide(manifest.read(root / "etc/default/model_manifest.yaml").profiles, machine)
+    here = hardware.detect(cpu_only=True)
+    decisions = select.decide(manifest.read(root / "etc/default/model_manifest.yaml").profiles, here)
     profiles = [profile for profile in select.rank(decisions) if profile.backend in {"openvino", "onnxruntime"}]
     context = mp.get_context("spawn")
     pipes: dict[str, Any] = {}
     processes = []
     for profile in profiles:
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve_calls, args=(theirs, root, profile.name, machine.num_cpus), daemon=True)
+        process = context.Process(target=serve_calls, args=(theirs, root, profile.name, here.num_cpus), daemon=True)
         process.start()
         processes.append(process)
         pipes[profile.name] = ours
@@ -86,7 +87,7 @@ def main() -> None:
         pipe.send(None)
     for process in processes:
         process.join(10)
-    report(arguments, machine.num_cpus, times, realized, profiles[-1].name if profiles else "")
+    report(arguments, here.num_cpus, times, realized, profiles[-1].name if profiles else "")
 
 
 def report(
@@ -104,20 +105,15 @@ def report(
             ratio = median[generic][shape_name] / by[shape_name]
             print(f"  {by[shape_name] * 1e3:9.2f} ms  {shape[0] / by[shape_name]:8.1f} items/s  {ratio:5.2f} x  {name}")
     if arguments.json:
-        found = {
+        results = {
             "date": datetime.now(UTC).date().isoformat(),
-            "command": f"python benchmarks/profiles.py --rounds {arguments.rounds}",
-            "machine": {"cpu": cpu(), "threads": num_cpus, "python": platform.python_version()},
+            "command": f"python -m benchmarks.profiles --rounds {arguments.rounds}",
+            "machine": {"cpu": machine.describe()["CPU"], "threads": num_cpus, "python": platform.python_version()},
             "generic": generic,
             "median_s": median,
             "realized_precision": realized,
         }
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.report import console
 from benchmarks.report.results import Table
 from benchmarks.servers import processes
 from benchmarks.watch import procfs
+from benchmarks.watch.memory import MIB
 
 PHASE = re.compile(r"Phase (\S+) took ([\d.]+) s")
 REST_S = 2.0  # after it is ready, until memory at rest is read
-MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +39,16 @@ class Start:
 def measure(model_dir: Path, scratch: Path, cache: Path) -> Start:
     """Start the server once and stop it. Raises EngineryError when it does not get ready.
 
-    cache: where the server keeps what its first start on a machine found out.
+    cache: where the server keeps what its first start on a machine measured.
     """
     log = scratch / "start.log"
     port = processes.free_port()
     environ = processes.serving_environment(model_dir, port) | {"NIM_CACHE_PATH": str(cache.absolute())}
-    begun = time.monotonic()
+    start = time.monotonic()
     with processes.started(processes.serving_command(), port, "/v1/health/live", log, environ) as running:
-        live_s = time.monotonic() - begun
+        live_s = time.monotonic() - start
         processes.wait(running, "/v1/health/ready")
-        ready_s = time.monotonic() - begun
+        ready_s = time.monotonic() - start
         time.sleep(REST_S)
         memory = procfs.memory(running.pid)
     return Start(live_s=live_s, ready_s=ready_s, phases=phases(log.read_text("utf-8", "replace")), memory=memory)
@@ -55,10 +56,10 @@ def measure(model_dir: Path, scratch: Path, cache: Path) -> Start:
 
 def phases(log: str) -> dict[str, float]:
     """Phase -> seconds, in the order of the log; of one that ran for several profiles, all together."""
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for name, seconds in PHASE.findall(log):
-        found[name] = found.get(name, 0.0) + float(seconds)
-    return found
+        sums[name] = sums.get(name, 0.0) + float(seconds)
+    return sums
 
 
 def start_table(starts: Sequence[Start], first: Start | None = None) -> Table:
@@ -97,12 +98,12 @@ def size_tables(model_dir: Path, model: str) -> list[Table]:
     listed = model_dir / "images.json"
     if listed.is_file():
         images = json.loads(listed.read_text())
-        found = {
+        by_image = {
             image["reference"]: [(layer["what"], layer["size_bytes"]) for layer in image["layers"]] for image in images
         }
     else:
-        found = {reference: layers for reference in _references(model) if (layers := _history(reference))}
-    return [_size_table(reference, layers) for reference, layers in found.items()]
+        by_image = {reference: layers for reference in _references(model) if (layers := _history(reference))}
+    return [_size_table(reference, layers) for reference, layers in by_image.items()]
 
 
 def _size_table(reference: str, layers: Sequence[tuple[str, int]]) -> Table:
@@ -127,12 +128,12 @@ def _history(reference: str) -> list[tuple[str, int]]:
 
 
 def _docker(*arguments: str) -> str:
-    """What docker says; nothing where no engine answers."""
+    """Docker's output; nothing where no engine answers."""
     try:
-        said = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return said.stdout if said.returncode == 0 else ""
+    return answer.stdout if answer.returncode == 0 else ""
 
 
 def main() -> None:
@@ -140,15 +141,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path, default=Path("dist/all-minilm-l6-v2"))
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--scratch", type=Path, default=Path(".bench/start"))
-    given = parser.parse_args()
-    shutil.rmtree(given.scratch, ignore_errors=True)
-    cache = given.scratch / "cache"
-    first, *starts = (measure(given.model, given.scratch, cache) for _ in range(1 + given.starts))
-    for table in (start_table(starts, first), *size_tables(given.model, given.model.name)):
-        print(f"\n{table.title}")
-        width = max(len(row[0]) for row in table.rows)
-        for row in table.rows:
-            print(f"  {row[0]:{width}}  {'  '.join(row[1:])}")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.scratch, ignore_errors=True)
+    cache = arguments.scratch / "cache"
+    first, *starts = (measure(arguments.model, arguments.scratch, cache) for _ in range(1 + arguments.starts))
+    console.show_findings([start_table(starts, first), *size_tables(arguments.model, arguments.model.name)])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
-"""The limit: the engine alone in a process of its own, loaded as the server loads it, asked without a server.
+"""The engine alone in a process of its own: loaded as the server loads it, called without a server.
 
 Run as a module it is that process: python -m benchmarks.limits.raw_engine dist/MODEL PROFILE
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from benchmarks.load.job import read_message, write_message
+from benchmarks.load.pipe import Child, answer_all
 from pipelines.errors import EngineryError
 from serving import backends
 from serving.backends import openvino
@@ -65,64 +62,22 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
 
 
-class RawEngine:
+class RawEngine(Child):
     """The parent's side. Use as a context."""
 
     def __init__(self, model_dir: Path, profile: str) -> None:
         command = [sys.executable, "-m", "benchmarks.limits.raw_engine", str(model_dir), profile]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        super().__init__("the raw engine", command)
 
-    def times(self, asked: Timed) -> NDArray[np.float64]:
+    def times(self, request: Timed) -> NDArray[np.float64]:
         """(passes, batches) seconds."""
-        answer = msgspec.msgpack.decode(self._ask(asked), type=Times)
-        return np.frombuffer(answer.seconds, dtype=np.float64).reshape(-1, len(asked.batches))
+        answer = msgspec.msgpack.decode(self.ask(msgspec.msgpack.encode(request)), type=Times)
+        return np.frombuffer(answer.seconds, dtype=np.float64).reshape(-1, len(request.batches))
 
-    def read(self, asked: Read) -> NDArray[np.float32]:
+    def read(self, request: Read) -> NDArray[np.float32]:
         """(N, D)."""
-        answer = msgspec.msgpack.decode(self._ask(asked), type=Numbers)
+        answer = msgspec.msgpack.decode(self.ask(msgspec.msgpack.encode(request)), type=Numbers)
         return np.frombuffer(answer.numbers, dtype=np.float32).reshape(-1, answer.dimension)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # what a process that has died did not read
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(5)
-        self._process.stdout.close()
-
-    def __enter__(self) -> RawEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, asked: Timed | Read) -> bytes:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            write_message(self._process.stdin, msgspec.msgpack.encode(asked))
-            answer = read_message(self._process.stdout)
-        except BrokenPipeError:
-            answer = None
-        if answer is None:
-            raise EngineryError(f"the raw engine ended with code {self._process.wait(10)}; its error is above")
-        return answer
-
-
-def packed(lengths: Sequence[int], *, max_tokens: int, max_items: int) -> tuple[tuple[int, ...], ...]:
-    """Batches of items sorted by length: less padding than any server can reach that must answer in order."""
-    batches: list[tuple[int, ...]] = []
-    batch: list[int] = []
-    for length in sorted(lengths):
-        if batch and ((len(batch) + 1) * length > max_tokens or len(batch) >= max_items):
-            batches.append(tuple(batch))
-            batch = []
-        batch.append(length)
-    return (*batches, tuple(batch)) if batch else tuple(batches)
 
 
 class _Engine:
@@ -145,39 +100,39 @@ class _Engine:
         self._backend, self._data = profile.backend, next(files[name] for name in ENGINES if name in files)
         self._loaded: dict[int, Backend] = {}  # by streams
 
-    def time(self, asked: Timed) -> Times:
+    def time(self, request: Timed) -> Times:
         rng = np.random.default_rng(0)
         inputs = [
-            self._tower.collate([self._item(rng, length) for length in batch], multiple=asked.multiple)
-            for batch in asked.batches
+            self._tower.collate([self._item(rng, length) for length in batch], multiple=request.multiple)
+            for batch in request.batches
         ]
-        infer = self._engine(asked.num_streams).infer
-        found: list[list[float]] = [[] for _ in range(asked.num_streams)]
-        ready = threading.Barrier(asked.num_streams)
+        infer = self._engine(request.num_streams).infer
+        by_stream: list[list[float]] = [[] for _ in range(request.num_streams)]
+        ready = threading.Barrier(request.num_streams)
 
         def work(seconds: list[float]) -> None:
             for arrays in inputs:  # kernels of new shapes are prepared
                 infer(arrays)
             ready.wait()
-            begun = time.perf_counter()
-            while not seconds or time.perf_counter() - begun < asked.seconds:
+            start = time.perf_counter()
+            while not seconds or time.perf_counter() - start < request.seconds:
                 for arrays in inputs:
-                    started = time.perf_counter()
+                    called = time.perf_counter()
                     infer(arrays)
-                    seconds.append(time.perf_counter() - started)
+                    seconds.append(time.perf_counter() - called)
 
-        threads = [threading.Thread(target=work, args=(seconds,)) for seconds in found]
+        threads = [threading.Thread(target=work, args=(seconds,)) for seconds in by_stream]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return Times(seconds=np.concatenate(found).tobytes())
+        return Times(seconds=np.concatenate(by_stream).tobytes())
 
-    def read(self, asked: Read) -> Numbers:
+    def read(self, request: Read) -> Numbers:
         if isinstance(self._spec, rerank.RerankSpec):
-            items = rerank.Encoder(self._tokenizer, self._spec).encode(asked.query or "", asked.texts)
+            items = rerank.Encoder(self._tokenizer, self._spec).encode(request.query or "", request.texts)
         elif isinstance(self._spec, embed.EmbedSpec):
-            items = embed.Encoder(self._tokenizer, self._spec).encode(asked.texts)
+            items = embed.Encoder(self._tokenizer, self._spec).encode(request.texts)
         else:
             raise EngineryError(f"a model of {self._spec.task} is not measured")
         infer = self._engine(1).infer
@@ -201,10 +156,12 @@ def main(model_dir: Path, profile: str) -> None:
     openvino.MAX_INT8_KERNELS = ALL_KERNELS
     engine = _Engine(model_dir, profile)
     decoder = msgspec.msgpack.Decoder(Timed | Read)
-    while (message := read_message(sys.stdin.buffer)) is not None:
-        asked = decoder.decode(message)
-        answer = engine.time(asked) if isinstance(asked, Timed) else engine.read(asked)
-        write_message(sys.stdout.buffer, msgspec.msgpack.encode(answer))
+
+    def answer(message: bytes) -> bytes:
+        request = decoder.decode(message)
+        return msgspec.msgpack.encode(engine.time(request) if isinstance(request, Timed) else engine.read(request))
+
+    answer_all(answer)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""What the load generator is told and what it tells back: msgpack over its pipes. Also starts and stops its process."""
+"""What the load generator is asked and what it records: msgpack over its pipes. Also starts its process."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import IO, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.load.pipe import Child
 from pipelines.errors import EngineryError
 
 
@@ -45,14 +44,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     expected: Expected | None = None  # given: every answer of status 200 is read and compared
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened: arrays of one entry per request, in the order of the answers, as raw bytes."""
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: arrays of one entry per request, in the order of the answers, as raw bytes (see Arrays)."""
 
-    which: bytes  # uint32: the request sent
-    status: bytes  # uint16; 0: no answer
-    began: bytes  # float64 seconds since the run began; open: when it was meant to be sent
-    took: bytes  # float64 seconds from then to the whole answer
-    lag: bytes  # float64 seconds from when it was meant to be sent until it was; closed: 0
+    request: bytes
+    status: bytes
+    due_s: bytes
+    latency_s: bytes
+    lag_s: bytes
     wall_s: float  # from the first request to the last answer
     cpu_s: float  # of the generator's process during that time
     num_wrong: int  # answers of status 200 that are not the expected ones
@@ -62,78 +61,27 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arrays:
-    """An outcome's arrays."""
+    """A recording's arrays, (N,) each: one entry per request."""
 
-    def __init__(self, outcome: Outcome) -> None:
-        self.which: NDArray[np.uint32] = np.frombuffer(outcome.which, dtype=np.uint32)
-        self.status: NDArray[np.uint16] = np.frombuffer(outcome.status, dtype=np.uint16)
-        self.began: NDArray[np.float64] = np.frombuffer(outcome.began, dtype=np.float64)
-        self.took: NDArray[np.float64] = np.frombuffer(outcome.took, dtype=np.float64)
-        self.lag: NDArray[np.float64] = np.frombuffer(outcome.lag, dtype=np.float64)
+    def __init__(self, recording: Recording) -> None:
+        self.request: NDArray[np.uint32] = np.frombuffer(recording.request, dtype=np.uint32)  # its place in the job
+        self.status: NDArray[np.uint16] = np.frombuffer(recording.status, dtype=np.uint16)  # 0: no answer
+        # Since the run began, when it was sent; in open load when it was to be sent.
+        self.due_s: NDArray[np.float64] = np.frombuffer(recording.due_s, dtype=np.float64)
+        self.latency_s: NDArray[np.float64] = np.frombuffer(recording.latency_s, dtype=np.float64)  # from then on
+        self.lag_s: NDArray[np.float64] = np.frombuffer(recording.lag_s, dtype=np.float64)  # open load: sent so late
 
 
-class Generator:
+class Generator(Child):
     """The generator's process. Use as a context."""
 
     def __init__(self, command: Sequence[str] = (sys.executable, "-m", "benchmarks.load.generator")) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._decoder = msgspec.msgpack.Decoder(Outcome)
+        super().__init__("the load generator", command)
+        self._decoder = msgspec.msgpack.Decoder(Recording)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def run(self, job: Job) -> Outcome:
+    def run(self, job: Job) -> Recording:
         """Raises EngineryError when the server cannot be reached, or the generator has died."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            write_message(self._process.stdin, msgspec.msgpack.encode(job))
-            answer = read_message(self._process.stdout)
-        except BrokenPipeError:
-            answer = None
-        if answer is None:
-            raise EngineryError(f"the load generator ended with code {self._process.wait(10)}; its error is above")
-        outcome = self._decoder.decode(answer)
-        if outcome.failure:
-            raise EngineryError(outcome.failure)
-        return outcome
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # what a process that has died did not read
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(5)
-        self._process.stdout.close()
-
-    def __enter__(self) -> Generator:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def write_message(stream: IO[bytes], data: bytes) -> None:
-    """All of it: a stream that is not buffered, as PYTHONUNBUFFERED makes standard output, may take a part."""
-    rest = memoryview(len(data).to_bytes(8, "little") + data)
-    while rest:
-        rest = rest[stream.write(rest) :]
-    stream.flush()
-
-
-def read_message(stream: IO[bytes]) -> bytes | None:
-    """None: the other side has closed."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    size = int.from_bytes(head, "little")
-    parts = []
-    while size and (part := stream.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts) if not size else None
+        recording = self._decoder.decode(self.ask(msgspec.msgpack.encode(job)))
+        if recording.failure:
+            raise EngineryError(recording.failure)
+        return recording

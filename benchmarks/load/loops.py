@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.load.answers import Comparison
 from benchmarks.load.arrivals import Timer, arrivals
-from benchmarks.load.job import Job, Outcome
+from benchmarks.load.job import Job, Recording
 from benchmarks.load.wire import AnswerReader, BrokenAnswer
 
 MAX_NOTES = 8
@@ -34,8 +34,8 @@ class Run(ABC):
         self.job, self.loop = job, loop
         self.requests = job.requests
         self.compare = Comparison(job.expected).problem if job.expected is not None else None
-        self.which, self.status = array("I"), array("H")
-        self.began, self.took, self.lag = array("d"), array("d"), array("d")
+        self.request, self.status = array("I"), array("H")
+        self.due_s, self.latency_s, self.lag_s = array("d"), array("d"), array("d")
         self.num_sent = self.num_wrong = self.num_bytes = 0
         self.notes: list[str] = []
         self.connections: set[Connection] = set()
@@ -55,25 +55,25 @@ class Run(ABC):
         await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
 
     def next_request(self) -> int:
-        which = (self.job.first + self.num_sent) % len(self.requests)
+        request = (self.job.first + self.num_sent) % len(self.requests)
         self.num_sent += 1
-        return which
+        return request
 
     def record(self, connection: Connection, status: int, body: bytes, now: float) -> None:
-        which, due = connection.which, connection.due
-        self.which.append(which)
+        request, due = connection.request, connection.due
+        self.request.append(request)
         self.status.append(status)
-        self.began.append(due - self.start)
-        self.took.append(now - due)
-        self.lag.append(connection.sent - due)
+        self.due_s.append(due - self.start)
+        self.latency_s.append(now - due)
+        self.lag_s.append(connection.sent - due)
         self.num_bytes += len(body)
         self.end = now
         if status == 200:
-            if self.compare is not None and (problem := self.compare(which, body)) is not None:
+            if self.compare is not None and (problem := self.compare(request, body)) is not None:
                 self.num_wrong += 1
-                self.note(f"request {which}: {problem}")
+                self.note(f"request {request}: {problem}")
         elif status:
-            self.note(f"request {which}: status {status}: {body[:200].decode('utf-8', 'replace')}")
+            self.note(f"request {request}: status {status}: {body[:200].decode('utf-8', 'replace')}")
 
     def note(self, text: str) -> None:
         if len(self.notes) < MAX_NOTES:
@@ -85,27 +85,27 @@ class Run(ABC):
 
     def lost(self, connection: Connection, why: str) -> None:
         """A connection ended; the request it carried has no answer."""
-        if connection.which >= 0:
+        if connection.request >= 0:
             self.record(connection, 0, b"", monotonic())
-            self.note(f"request {connection.which}: no answer: {why}")
-            connection.which = -1
+            self.note(f"request {connection.request}: no answer: {why}")
+            connection.request = -1
 
     def sweep(self) -> None:
         """End connections whose answer does not come."""
         late = monotonic() - self.job.timeout_s
         for connection in list(self.connections):
-            if connection.which >= 0 and connection.sent < late:
+            if connection.request >= 0 and connection.sent < late:
                 connection.transport.abort()
         self.loop.call_later(0.5, self.sweep)
 
-    def outcome(self, failure: str = "") -> Outcome:
+    def recording(self, failure: str = "") -> Recording:
         cpu_s = time.process_time() - self.cpu_before if self.cpu_before else 0.0
-        return Outcome(
-            which=self.which.tobytes(),
+        return Recording(
+            request=self.request.tobytes(),
             status=self.status.tobytes(),
-            began=self.began.tobytes(),
-            took=self.took.tobytes(),
-            lag=self.lag.tobytes(),
+            due_s=self.due_s.tobytes(),
+            latency_s=self.latency_s.tobytes(),
+            lag_s=self.lag_s.tobytes(),
             wall_s=max(0.0, self.end - self.start),
             cpu_s=cpu_s,
             num_wrong=self.num_wrong,
@@ -118,11 +118,11 @@ class Run(ABC):
 class Connection(asyncio.Protocol):
     """One connection: at most one request is on it."""
 
-    __slots__ = ("due", "reader", "run", "sent", "transport", "which")
+    __slots__ = ("due", "reader", "request", "run", "sent", "transport")
 
     def __init__(self, run: Run) -> None:
         self.run, self.reader = run, AnswerReader()
-        self.which, self.due, self.sent = -1, 0.0, 0.0  # which: -1 while idle
+        self.request, self.due, self.sent = -1, 0.0, 0.0  # request: -1 while idle
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -130,27 +130,27 @@ class Connection(asyncio.Protocol):
         self.run.connections.add(self)
         self.run.idle(self)
 
-    def send(self, which: int, due: float | None) -> None:
-        """due: when it was meant to be sent; None: now."""
-        self.which, self.sent = which, monotonic()
+    def send(self, request: int, due: float | None) -> None:
+        """due: when it was to be sent; None: now."""
+        self.request, self.sent = request, monotonic()
         self.due = self.sent if due is None else due
-        self.transport.write(self.run.requests[which])
+        self.transport.write(self.run.requests[request])
 
     def data_received(self, data: bytes) -> None:
         try:
             answer = self.reader.feed(data)
         except BrokenAnswer as error:
-            self.run.note(f"request {self.which}: {error}")
+            self.run.note(f"request {self.request}: {error}")
             self.transport.abort()
             return
         if answer is None:
             return
         run = self.run
-        if self.which < 0:  # an answer that nobody asked for
+        if self.request < 0:  # an answer that nobody asked for
             self.transport.abort()
             return
         run.record(self, answer.status, answer.body, monotonic())
-        self.which = -1
+        self.request = -1
         if answer.keep_alive:
             run.idle(self)
         else:
@@ -248,13 +248,13 @@ class Open(Run):
         if place < len(due):
             self._timer.set(due[place] if self.job.rate < GRAIN_FROM else max(due[place], monotonic() + GRAIN_S))
 
-    def _start(self, which: int, due: float) -> None:
+    def _start(self, request: int, due: float) -> None:
         while self._idle:
             connection = self._idle.pop()  # the one used last: few connections stay busy
             if not connection.transport.is_closing():
-                connection.send(which, due)
+                connection.send(request, due)
                 return
-        self._backlog.append((which, due))
+        self._backlog.append((request, due))
         if len(self.connections) + self._num_connecting < self.job.max_connections:
             self._num_connecting += 1
             self.loop.create_task(self._one_more())
@@ -265,9 +265,9 @@ class Open(Run):
         except (OSError, TimeoutError) as error:
             self.note(f"cannot connect: {error}")
             if self._backlog:  # it is the request's failure, told as such
-                which, due = self._backlog.popleft()
+                request, due = self._backlog.popleft()
                 failed = Connection(self)
-                failed.which, failed.due, failed.sent = which, due, monotonic()
+                failed.request, failed.due, failed.sent = request, due, monotonic()
                 self.record(failed, 0, b"", monotonic())
                 self._finish_if_all()
         finally:
@@ -288,5 +288,5 @@ class Open(Run):
         self._finish_if_all()
 
     def _finish_if_all(self) -> None:
-        if self.start and len(self.which) >= len(self._due) and not self.done.done():
+        if self.start and len(self.request) >= len(self._due) and not self.done.done():
             self.done.set_result(None)

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.load import answers
+from benchmarks.load.answers import unit
 from benchmarks.report.results import Check
-from benchmarks.scenarios import scenarios
 from benchmarks.servers.endpoint import Endpoint
 
 LEAST_COSINE = 0.999
@@ -22,46 +21,35 @@ def lengths(max_tokens: int) -> list[int]:
     return [min(LENGTHS[n % len(LENGTHS)], max_tokens) for n in range(NUM_LENGTHS)]
 
 
-def vectors(endpoint: Endpoint, texts: Sequence[str]) -> NDArray[np.float32]:
-    """(N, D), each text in a request of its own: batching is not compared here."""
-    path = f"{endpoint.prefix}/embeddings"
-    bodies = (scenarios.embeddings_body([text], endpoint.model) for text in texts)
-    return np.concatenate([answers.vectors(endpoint.post(path, body)) for body in bodies])
-
-
-def scores(endpoint: Endpoint, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-    """(N,) logits: what only gives their sigmoid is turned back."""
-    write = scenarios.ranking_body if endpoint.ranking == "nim" else scenarios.rerank_body
-    path = f"{endpoint.prefix}/{'ranking' if endpoint.ranking == 'nim' else 'rerank'}"
-    found = np.concatenate(
-        [answers.scores(endpoint.post(path, write(query, [passage], endpoint.model))) for passage in passages]
-    )
+def logits(endpoint: Endpoint, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
+    """(N,), of a server that gives their sigmoid turned back."""
+    scores = endpoint.scores(query, passages)
     if endpoint.ranking == "nim":
-        return found
-    inside = np.clip(found.astype(np.float64), 1e-9, 1 - 1e-9)
-    return np.asarray(np.log(inside / (1 - inside)), dtype=np.float32)
+        return scores
+    shares = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
+    return np.asarray(np.log(shares / (1 - shares)), dtype=np.float32)
 
 
-def check_vectors(name: str, found: NDArray[np.float32], reference: NDArray[np.float32]) -> Check:
-    """The worst cosine of any text."""
-    cosines = np.einsum("nd,nd->n", answers.unit(found), answers.unit(reference))
+def check_vectors(name: str, rows: NDArray[np.float32], reference: NDArray[np.float32]) -> Check:
+    """The worst cosine of any text. rows, reference: (N, D)."""
+    cosines = np.einsum("nd,nd->n", unit(rows), unit(reference))
     worst = float(cosines.min())
     return Check(
         name=f"the same vectors: {name}",
-        found=f"lowest cosine {worst:.5f} of {len(found)} texts of {min(LENGTHS)} to {max(LENGTHS)} tokens",
-        wanted=f"{LEAST_COSINE} or more",
+        value=f"lowest cosine {worst:.5f} of {len(rows)} texts of {min(LENGTHS)} to {max(LENGTHS)} tokens",
+        required=f"{LEAST_COSINE} or more",
         passed=bool(worst >= LEAST_COSINE),
     )
 
 
-def check_scores(name: str, found: NDArray[np.float32], reference: NDArray[np.float32]) -> Check:
+def check_scores(name: str, scores: NDArray[np.float32], reference: NDArray[np.float32]) -> Check:
     """Scores as one vector: its cosine, its mean taken off so that a constant cannot hide a difference."""
-    a, b = (values - reference.mean() for values in (found, reference))
+    a, b = (values - reference.mean() for values in (scores, reference))
     cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
     return Check(
         name=f"the same scores: {name}",
-        found=f"cosine {cosine:.5f} of {len(found)} scores, largest difference {np.abs(found - reference).max():.4f}",
-        wanted=f"{LEAST_COSINE} or more",
+        value=f"cosine {cosine:.5f} of {len(scores)} scores, largest difference {np.abs(scores - reference).max():.4f}",
+        required=f"{LEAST_COSINE} or more",
         passed=bool(cosine >= LEAST_COSINE),
     )
 
@@ -70,13 +58,15 @@ def checks(
     of_texts: Mapping[str, NDArray[np.float32]], of_pairs: Mapping[str, NDArray[np.float32]], reference: str
 ) -> list[Check]:
     """Every server against the reference, which is one of them."""
-    found = [
-        check_vectors(f"{name} and {reference}", value, of_texts[reference])
-        for name, value in of_texts.items()
-        if name != reference
-    ]
-    return found + [
-        check_scores(f"{name} and {reference}", value, of_pairs[reference])
-        for name, value in of_pairs.items()
-        if name != reference
+    return [
+        *(
+            check_vectors(f"{name} and {reference}", rows, of_texts[reference])
+            for name, rows in of_texts.items()
+            if name != reference
+        ),
+        *(
+            check_scores(f"{name} and {reference}", scores, of_pairs[reference])
+            for name, scores in of_pairs.items()
+            if name != reference
+        ),
     ]

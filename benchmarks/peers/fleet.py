@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.limits import shapes
+from benchmarks.limits import limit
 from benchmarks.limits.raw_engine import RawEngine, Read
 from benchmarks.load.job import Generator
-from benchmarks.peers import equivalence
-from benchmarks.peers.prepare import Built
+from benchmarks.peers import equivalence, infinity
 from benchmarks.report.results import Check, Load, Server, Table
 from benchmarks.runs import suite
-from benchmarks.runs.suite import Say, Target, Wanted
+from benchmarks.runs.suite import Log, Measurement, Target
 from benchmarks.scenarios.corpus import Corpus
 from benchmarks.scenarios.scenarios import Requests
 from benchmarks.servers import processes
+from benchmarks.servers.built import Built
 from benchmarks.servers.endpoint import Endpoint
 from benchmarks.servers.processes import Running
 
@@ -67,11 +67,11 @@ def start(
     peer_engines: Sequence[str],
     cache: Path,
     logs: Path,
-    say: Say,
+    log: Log,
 ) -> Iterator[Fleet]:
     """peer_models: the folder of both models as Infinity reads them. peer_engines: none, and no peer is started.
 
-    cache: where this server keeps what its first start found out.
+    cache: where this server keeps what its first start measured.
     """
     with ExitStack() as stack:
         own = {
@@ -81,9 +81,9 @@ def start(
         engines = {b.name: stack.enter_context(RawEngine(b.folder, b.profile)) for b in (embed, rerank)}
         peers = {}
         for engine in peer_engines:
-            say(f"start Infinity, {engine}")
+            log(f"start Infinity, {engine}")
             folders = [peer_models / embed.name, peer_models / rerank.name]
-            started = processes.infinity(peer_python, folders, engine, logs / f"infinity-{engine}.log")
+            started = infinity.serve(peer_python, folders, engine, logs / f"infinity-{engine}.log")
             peers[engine] = stack.enter_context(started)
         yield Fleet(embed=embed, rerank=rerank, own=own, engines=engines, peers=peers)
 
@@ -101,19 +101,17 @@ def compare(fleet: Fleet, of_embed: Corpus, of_rerank: Corpus) -> list[Check]:
     query, *passages = of_rerank.texts([of_query, *of_passages], seed=8)
     of_texts: dict[str, NDArray[np.float32]] = {}
     of_pairs: dict[str, NDArray[np.float32]] = {}
-    for built, found in ((embed, of_texts), (rerank, of_pairs)):
-        for target in (fleet.ours(built), *(fleet.peer(engine, built) for engine in fleet.peers)):
-            end = target.endpoint
-            found[target.name] = (
-                equivalence.vectors(end, texts) if built is embed else equivalence.scores(end, query, passages)
-            )
-    of_texts[shapes.NAME] = fleet.engines[embed.name].read(Read(texts=tuple(texts)))
-    of_pairs[shapes.NAME] = fleet.engines[rerank.name].read(Read(texts=tuple(passages), query=query))[:, 0]
+    for target in (fleet.ours(embed), *(fleet.peer(engine, embed) for engine in fleet.peers)):
+        of_texts[target.name] = target.endpoint.vectors(texts)
+    for target in (fleet.ours(rerank), *(fleet.peer(engine, rerank) for engine in fleet.peers)):
+        of_pairs[target.name] = equivalence.logits(target.endpoint, query, passages)
+    of_texts[limit.NAME] = fleet.engines[embed.name].read(Read(texts=tuple(texts)))
+    of_pairs[limit.NAME] = fleet.engines[rerank.name].read(Read(texts=tuple(passages), query=query))[:, 0]
     return equivalence.checks(of_texts, of_pairs, OURS)
 
 
 def try_peers(
-    fleet: Fleet, all_requests: Sequence[Requests], generator: Generator, say: Say
+    fleet: Fleet, all_requests: Sequence[Requests], generator: Generator, log: Log
 ) -> tuple[dict[str, str], list[Table]]:
     """Kind of load -> the fastest of the peer's engines, and the figures by which it was chosen."""
     chosen: dict[str, str] = {}
@@ -124,8 +122,8 @@ def try_peers(
             continue
         load = Load(concurrency=TRIALS[name])
         columns.append(f"{name}, {load.words}")
-        wanted = {
-            engine: Wanted(
+        trials = {
+            engine: Measurement(
                 target=fleet.peer(engine, fleet.built(requests)),
                 requests=requests,
                 load=load,
@@ -134,16 +132,17 @@ def try_peers(
             )
             for engine in fleet.peers
         }
-        rates = {engine: [_rate(generator, entry, warm=True)] for engine, entry in wanted.items()}
-        close = [engine for engine in rates if rates[engine][0] >= CLOSE * max(max(found) for found in rates.values())]
+        rates = {engine: [_rate(generator, trial, warm=True)] for engine, trial in trials.items()}
+        fastest = max(rate for (rate,) in rates.values())
+        close = [engine for engine, (rate,) in rates.items() if rate >= CLOSE * fastest]
         for _ in range(2 if len(close) > 1 else 0):
             for engine in close:
-                rates[engine].append(_rate(generator, wanted[engine]))
-        tried = {engine: statistics.median(found) for engine, found in rates.items()}
-        for engine, rate in tried.items():
+                rates[engine].append(_rate(generator, trials[engine]))
+        medians = {engine: statistics.median(its_rates) for engine, its_rates in rates.items()}
+        for engine, rate in medians.items():
             by_engine[engine].append(f"{rate:.1f} items/s")
-            say(f"trial: {peer_name(engine)}, {name}, {load.words}: {rate:.1f} items/s")
-        chosen[requests.scenario.kind] = max(tried, key=lambda engine: tried[engine])
+            log(f"trial: {peer_name(engine)}, {name}, {load.words}: {rate:.1f} items/s")
+        chosen[requests.scenario.kind] = max(medians, key=medians.__getitem__)
     note = (
         "The fastest one for each kind of load goes through all rounds. torch-bf16 is Infinity made to run in bf16 "
         "without its own attention kernels (--dtype bfloat16 --no-bettertransformer); by itself it runs in fp32."
@@ -153,25 +152,25 @@ def try_peers(
     return chosen, [Table(title=title, columns=tuple(columns), rows=rows, note=note)] if chosen else []
 
 
-def _rate(generator: Generator, wanted: Wanted, *, warm: bool = False) -> float:
+def _rate(generator: Generator, trial: Measurement, *, warm: bool = False) -> float:
     """Items per second of one round."""
     if warm:
-        suite.measure(generator, wanted, 1)
-    return suite.measure(generator, wanted, 0).figures.items_per_s
+        suite.measure(generator, trial, 1)
+    return suite.measure(generator, trial, 0).figures.items_per_s
 
 
 def described(fleet: Fleet, chosen: Mapping[str, str], version: str) -> tuple[Server, ...]:
     """What the report says of each. version: of the peer."""
     embed = fleet.embed
     words = f"{embed.profile} ({embed.backend}, {embed.precision}), chosen by itself; a process for each model"
-    found = [Server(name=OURS, words=words, role="ours")]
+    servers = [Server(name=OURS, words=words, role="ours")]
     for engine in fleet.peers:
         kinds = ", ".join(kind for kind, name in chosen.items() if name == engine)
         if kinds:
-            flags = shlex.join(processes.INFINITY_ENGINES[engine])
+            flags = shlex.join(infinity.ENGINES[engine])
             words = f"infinity_emb {version} v2 {flags}; measured for: {kinds}"
-            found.append(Server(name=peer_name(engine), words=words, role="peer"))
+            servers.append(Server(name=peer_name(engine), words=words, role="peer"))
     words = (
         "the same profile in a process of its own, called in a loop with the best batch shape: no server can pass it"
     )
-    return (*found, Server(name=shapes.NAME, words=words, role="limit"))
+    return (*servers, Server(name=limit.NAME, words=words, role="limit"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from benchmarks.report.results import Cell, Check, Load, Results
+from benchmarks.report.text import milliseconds
 
 TIMES_THE_PEER = 3.0
 OF_THE_ENGINE = 0.9
@@ -37,24 +38,24 @@ Same = dict[tuple[str, Load], Beside]
 
 def checks(results: Results, ours: str, same: Same) -> list[Check]:
     """What was not measured is not judged."""
-    found: list[Check] = []
+    judged: list[Check] = []
     for scenario, concurrency in AGAINST_PEER:
         load = Load(concurrency=concurrency)
         cell, peer = results.cell(scenario, load, ours), results.peer_of(scenario, load)
         if cell is not None and peer is not None:
-            found += against_peer(cell, peer)
+            judged += against_peer(cell, peer)
     for scenario, concurrency in AT_SATURATION:
         load = Load(concurrency=concurrency)
         beside = same.get((scenario, load))
         cell = beside.ours if beside is not None else results.cell(scenario, load, ours)
         limit = beside.alone if beside is not None else results.limit_of(scenario, load)
         if cell is not None and limit is not None:
-            found.append(against_engine(cell, limit))
+            judged.append(against_engine(cell, limit))
     alone = Load(concurrency=1)
     cell, limit = results.cell("query-20", alone, ours), results.limit_of("query-20", alone)
     if cell is not None and limit is not None:
-        found.append(one_query(cell, limit))
-    return found
+        judged.append(one_query(cell, limit))
+    return judged
 
 
 def against_peer(cell: Cell, peer: Cell) -> list[Check]:
@@ -64,14 +65,14 @@ def against_peer(cell: Cell, peer: Cell) -> list[Check]:
     return [
         Check(
             name=f"{where}: items/s against the best peer ({peer.server})",
-            found=f"{ratio:.2f} x ({cell.figures.items_per_s:.1f} and {peer.figures.items_per_s:.1f})",
-            wanted=f"{TIMES_THE_PEER:.0f} x or more",
+            value=f"{ratio:.2f} x ({cell.figures.items_per_s:.1f} and {peer.figures.items_per_s:.1f})",
+            required=f"{TIMES_THE_PEER:.0f} x or more",
             passed=ratio >= TIMES_THE_PEER,
         ),
         Check(
             name=f"{where}: P99 against the best peer ({peer.server})",
-            found=f"{_ms(p99)} and {_ms(theirs)}",
-            wanted="no worse",
+            value=f"{milliseconds(p99)} and {milliseconds(theirs)}",
+            required="no worse",
             passed=p99 <= theirs,
         ),
     ]
@@ -81,8 +82,8 @@ def against_engine(cell: Cell, limit: Cell) -> Check:
     share = cell.figures.items_per_s / limit.figures.items_per_s
     return Check(
         name=f"{cell.scenario}, {cell.load.words}: items/s over HTTP against the engine alone ({limit.shape})",
-        found=f"{share:.0%} ({cell.figures.items_per_s:.1f} of {limit.figures.items_per_s:.1f})",
-        wanted=f"{OF_THE_ENGINE:.0%} or more",
+        value=f"{share:.0%} ({cell.figures.items_per_s:.1f} of {limit.figures.items_per_s:.1f})",
+        required=f"{OF_THE_ENGINE:.0%} or more",
         passed=share >= OF_THE_ENGINE,
     )
 
@@ -92,8 +93,8 @@ def one_query(cell: Cell, limit: Cell) -> Check:
     allowed = QUERY_FACTOR * call + QUERY_EXTRA_S
     return Check(
         name="one query alone: P50 over HTTP against the engine's call",
-        found=f"{_ms(p50)} and {_ms(call)}",
-        wanted=f"{QUERY_FACTOR} x the call + 1 ms = {_ms(allowed)}, or less",
+        value=f"{milliseconds(p50)} and {milliseconds(call)}",
+        required=f"{QUERY_FACTOR} x the call + 1 ms = {milliseconds(allowed)}, or less",
         passed=p50 <= allowed,
     )
 
@@ -103,13 +104,9 @@ def at_start(ready_s: float, resident_bytes: float) -> list[Check]:
     return [
         Check(
             name="ready after the start of the process",
-            found=f"{ready_s:.2f} s",
-            wanted="2.5 s or less",
+            value=f"{ready_s:.2f} s",
+            required="2.5 s or less",
             passed=ready_s <= 2.5,
         ),
-        Check(name="resident memory at rest", found=f"{mb:.0f} MB", wanted="400 MB or less", passed=mb <= 400),
+        Check(name="resident memory at rest", value=f"{mb:.0f} MB", required="400 MB or less", passed=mb <= 400),
     ]
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.2f} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"

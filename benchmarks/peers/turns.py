@@ -8,15 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.limits import shapes
+from benchmarks.limits import limit, shapes
+from benchmarks.limits.limit import Limit
 from benchmarks.load.job import Generator
 from benchmarks.peers import goals
 from benchmarks.peers.fleet import OURS, Fleet
 from benchmarks.peers.goals import Beside, Same
-from benchmarks.report import bounds, figures
+from benchmarks.report import bounds
 from benchmarks.report.results import Cell, Load, Table
 from benchmarks.runs import suite
-from benchmarks.runs.suite import Say, Target, Wanted
+from benchmarks.runs.suite import Log, Measurement, Target
 from benchmarks.scenarios.scenarios import Requests
 from benchmarks.servers import processes
 from benchmarks.servers.endpoint import Endpoint
@@ -39,24 +40,24 @@ def take(
     all_requests: Sequence[Requests],
     chosen: Mapping[str, str],
     generator: Generator,
-    say: Say,
+    log: Log,
     *,
     rounds: int,
     short: bool,
 ) -> tuple[list[Cell], list[str]]:
     """All cells, and what went wrong. chosen: kind of load -> the peer's engine."""
-    wanted: list[Wanted] = []
-    turns: list[shapes.Limit] = []
+    measurements: list[Measurement] = []
+    limits: list[Limit] = []
     for requests in all_requests:
         kind, built = requests.scenario.kind, fleet.built(requests)
         targets = [fleet.ours(built), *([fleet.peer(chosen[kind], built)] if kind in chosen else [])]
         seconds = (SHORT_SECONDS if short else SECONDS)[kind]
         for target in targets:  # kernels for the scenario's shapes are prepared before the first round counts
-            warm = Wanted(target=target, requests=requests, load=Load(concurrency=2), seconds=1)
-            suite.measure(generator, warm, 3)
+            warm_up = Measurement(target=target, requests=requests, load=Load(concurrency=2), seconds=1)
+            suite.measure(generator, warm_up, 3)
         loads = closed_loads(requests, short=short)
-        wanted += [
-            Wanted(
+        measurements += [
+            Measurement(
                 target=target,
                 requests=requests,
                 load=load,
@@ -67,44 +68,46 @@ def take(
             for load in loads
             for target in targets
         ]
-        turns += shapes.limits(
+        limits += limit.of_scenario(
             requests, loads, fleet.engines[built.name], max_items=built.max_batch, num_cores=os.cpu_count() or 1
         )
     cells, notes = suite.run(
-        wanted, rounds=rounds, say=say, between=lambda _: shapes.take_turns(turns), generator=generator
+        measurements, rounds=rounds, log=log, between=lambda _: limit.take_turns(limits), generator=generator
     )
     if not short:
-        opened = open_loads(all_requests, cells, wanted)
-        more_cells, more_notes = suite.run(opened, rounds=OPEN_ROUNDS, say=say, generator=generator)
+        open_measurements = open_loads(all_requests, cells, measurements)
+        more_cells, more_notes = suite.run(open_measurements, rounds=OPEN_ROUNDS, log=log, generator=generator)
         cells, notes = cells + more_cells, notes + more_notes
-    return [*cells, *(turn.cell() for turn in turns)], notes
+    return [*cells, *(one.cell() for one in limits)], notes
 
 
-def open_loads(all_requests: Sequence[Requests], cells: Sequence[Cell], wanted: Sequence[Wanted]) -> list[Wanted]:
+def open_loads(
+    all_requests: Sequence[Requests], cells: Sequence[Cell], closed: Sequence[Measurement]
+) -> list[Measurement]:
     """Random arrivals at shares of what each server reached, and for this one at the peer's rates too."""
-    found: list[Wanted] = []
+    measurements: list[Measurement] = []
     for requests in all_requests:
         name = requests.scenario.name
         if name not in OPEN_SCENARIOS:
             continue
-        targets: dict[str, Target] = {w.target.name: w.target for w in wanted if w.requests.scenario.name == name}
+        targets = {one.target.name: one.target for one in closed if one.requests.scenario.name == name}
         rates: dict[str, set[float]] = {}
         for server in targets:
             most = max(c.figures.requests_per_s for c in cells if (c.scenario, c.server) == (name, server))
             rates[server] = {float(f"{share * most:.2g}") for share in OPEN_SHARES}
         rates[OURS] |= set().union(*rates.values())
-        found += [
-            Wanted(target=targets[server], requests=requests, load=Load(mode="open", rate=rate), seconds=OPEN_S)
+        measurements += [
+            Measurement(target=targets[server], requests=requests, load=Load(mode="open", rate=rate), seconds=OPEN_S)
             for server in targets
             for rate in sorted(rates[server])
         ]
-    return found
+    return measurements
 
 
 def same_batches(fleet: Fleet, all_requests: Sequence[Requests], cells: Sequence[Cell]) -> Same:
     """The engine alone with the batches that the server ran under the goals' loads, where its metrics tell them."""
     by_name = {requests.scenario.name: requests for requests in all_requests}
-    found: Same = {}
+    same: Same = {}
     for cell in cells:
         requests = by_name[cell.scenario]
         built = fleet.built(requests)
@@ -112,11 +115,11 @@ def same_batches(fleet: Fleet, all_requests: Sequence[Requests], cells: Sequence
         if cell.server != OURS or shape is None or (cell.scenario, cell.load.concurrency) not in goals.LOADS:
             continue
         engine = fleet.engines[built.name]
-        limit = shapes.Limit(scenario=cell.scenario, load=cell.load, engine=engine, shapes=[shape])
+        alone = Limit(scenario=cell.scenario, load=cell.load, engine=engine, shapes=[shape])
         for _ in range(SAME_ROUNDS):
-            limit.take_turn({})
-        found[cell.scenario, cell.load] = Beside(ours=cell, alone=limit.cell())
-    return found
+            alone.take_turn({})
+        same[cell.scenario, cell.load] = Beside(ours=cell, alone=alone.cell())
+    return same
 
 
 def own_batches(
@@ -127,38 +130,31 @@ def own_batches(
     seconds = SECONDS[requests.scenario.kind]
     with processes.enginery(built.folder, log, cache=cache, level="DEBUG") as running:
         target = Target(name=OURS, endpoint=Endpoint(url=running.url, model=built.name), pid=running.pid)
-        wanted = Wanted(
+        measurement = Measurement(
             target=target, requests=requests, load=load, seconds=seconds, num_requests=suite.fixed(requests)
         )
-        suite.measure(generator, wanted, SAME_ROUNDS)  # kernels are prepared
-        ours: list[suite.Round] = []
-        limit = shapes.Limit(scenario=requests.scenario.name, load=load, engine=fleet.engines[built.name], shapes=())
+        suite.measure(generator, measurement, SAME_ROUNDS)  # kernels are prepared
+        rounds: list[suite.Round] = []
+        alone = Limit(scenario=requests.scenario.name, load=load, engine=fleet.engines[built.name], shapes=())
         for number in range(SAME_ROUNDS):
             written = log.stat().st_size
-            ours.append(suite.measure(generator, wanted, number))
-            streams = round(ours[-1].inside.engine_streams or 1)
-            limit.chosen = shapes.batches_of(log.read_bytes()[written:].decode(), streams)
-            limit.take_turn({})
-    cell = Cell(
-        scenario=requests.scenario.name,
-        load=load,
-        server=OURS,
-        figures=figures.median([one.figures for one in ours]),
-        rounds=tuple(one.figures for one in ours),
-    )
-    return Beside(ours=cell, alone=limit.cell())
+            rounds.append(suite.measure(generator, measurement, number))
+            streams = round(rounds[-1].inside.engine_streams or 1)
+            alone.best = shapes.batches_of(log.read_bytes()[written:].decode(), streams)
+            alone.take_turn({})
+    return Beside(ours=suite.cell(measurement, rounds), alone=alone.cell())
 
 
 def with_bounds(cells: Sequence[Cell], same: Same) -> list[Cell]:
     """The cells; ours say what bounds them."""
-    alone = {(cell.scenario, cell.load): cell for cell in cells if cell.server == shapes.NAME}
+    alone = {(cell.scenario, cell.load): cell for cell in cells if cell.server == limit.NAME}
 
-    def said(cell: Cell) -> str:
+    def bound(cell: Cell) -> str:
         place = (cell.scenario, cell.load)
         beside = same.get(place)
         return bounds.bound(cell, alone.get(place), beside.alone if beside is not None else None)
 
-    return [msgspec.structs.replace(cell, bound=said(cell)) if cell.server == OURS else cell for cell in cells]
+    return [msgspec.structs.replace(cell, bound=bound(cell)) if cell.server == OURS else cell for cell in cells]
 
 
 def same_table(same: Same) -> Table:

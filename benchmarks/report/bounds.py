@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.report.results import Cell
+from benchmarks.report.text import milliseconds
 
 BUSY = 0.85  # an engine that ran for this share of the time is what bounds
 THREAD_FULL = 0.8  # of a core
@@ -34,7 +35,8 @@ def _slower(cell: Cell, same: Cell | None) -> str:
     alone = same.figures.latency_s.get("p50") if same is not None else None
     if same is None or not here or not alone or here < SLOWER * alone:
         return ""
-    return f"A batch takes {_ms(here)}, and {_ms(alone)} where the engine has the machine to itself ({same.shape})."
+    beside = f"{milliseconds(alone)} where the engine has the machine to itself ({same.shape})"
+    return f"A batch takes {milliseconds(here)}, and {beside}."
 
 
 def _of_one_request(cell: Cell) -> str:
@@ -53,8 +55,8 @@ def _of_one_request(cell: Cell) -> str:
         ("the rest of the server", max(0.0, within - engine - min(queue, max(0.0, within - engine)))),
         ("HTTP and the client", max(0.0, total - within)),
     ]
-    listed = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in parts if seconds >= 0.02 * total)
-    return f"Latency, not throughput: of {_ms(total)}, {listed}."
+    listed = ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in parts if seconds >= 0.02 * total)
+    return f"Latency, not throughput: of {milliseconds(total)}, {listed}."
 
 
 def _of_many(cell: Cell) -> str:
@@ -73,7 +75,3 @@ def _of_many(cell: Cell) -> str:
     rest = "; ".join(f"{name} {share:.0%} of a core" for name, share in list(inside.cpu_by_thread.items())[:3])
     between = "the way between requests and batches" + (f" ({rest})" if rest else "")
     return f"The engine is busy {busy:.0%}{padding}; the rest is {between}."
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.2f} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"

@@ -1,41 +1,75 @@
-"""Results on a terminal: a table per scenario."""
+"""Results on a terminal: a table per scenario, tables of other figures, checks with their marks."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterable, Sequence
 
-from benchmarks.report.page import ms, number, percent
-from benchmarks.report.results import Results
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from benchmarks.report.results import Cell, Check, Results, Table
+from benchmarks.report.text import ms, number, percent
 
 
 def show(results: Results, console: Console | None = None) -> None:
-    """Every cell, what bounds it, and the checks."""
-    console = console or Console(highlight=False)
+    """Every cell and what bounds it."""
+    console = console or Console(markup=False, highlight=False)
     for name, words in results.scenarios.items():
         cells = [cell for cell in results.cells if cell.scenario == name]
-        if not cells:
-            continue
-        table = Table(title=f"{name}: {words}", title_justify="left", box=None, header_style="dim", pad_edge=False)
-        table.add_column("load")
-        for column in ("req/s", "items/s", "tokens/s", "P50 ms", "P90", "P95", "P99", "generator"):
-            table.add_column(column, justify="right")
-        for cell in cells:
-            found = cell.figures
-            times = (ms(found.latency_s.get(f"p{n}")) for n in (50, 90, 95, 99))
-            rates = (number(value) for value in (found.requests_per_s, found.items_per_s, found.tokens_per_s))
-            table.add_row(cell.load.words, *rates, *times, percent(found.generator_cpu_share))
-        console.print(table)
+        if cells:
+            console.print(_of_cells(f"{name}: {words}", cells))
         for cell in cells:
             others = {status: count for status, count in cell.figures.statuses.items() if status != "200"}
             if others or cell.figures.num_wrong:
-                console.print(
-                    f"  {cell.load.words}: statuses {others}, {cell.figures.num_wrong} wrong answers", style="red"
-                )
+                problem = f"statuses {others}, {cell.figures.num_wrong} wrong answers"
+                console.print(f"  {cell.load.words}: {problem}", style="red")
             if cell.bound:
                 console.print(f"  {cell.load.words}: {cell.bound}", style="dim")
         console.print()
     for check in results.checks:
-        console.print(f"{'✓' if check.passed else '✗'} {check.name}: {check.found}")
+        console.print(f"{_mark(check)} {check.name}: {check.value}")
     for note in results.notes:
         console.print(f"  {note}", style="red")
+
+
+def show_findings(
+    tables: Iterable[Table], checks: Iterable[Check] = (), notes: Iterable[str] = (), console: Console | None = None
+) -> None:
+    """Figures that are no cells, each check with what was required, and notes."""
+    console = console or Console(markup=False, highlight=False)
+    for table in tables:
+        shown = _plain(table.title)
+        for column in table.columns:
+            shown.add_column(column)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print()
+        console.print(shown)
+        if table.note:
+            console.print(f"({table.note})", style="dim")
+    console.print()
+    for check in checks:
+        console.print(f"{_mark(check)} {check.name}: {check.value} (wanted: {check.required})")
+    for note in notes:
+        console.print(f"  {note}")
+
+
+def _of_cells(title: str, cells: Sequence[Cell]) -> RichTable:
+    table = _plain(title)
+    table.add_column("load")
+    for column in ("req/s", "items/s", "tokens/s", "P50 ms", "P90", "P95", "P99", "generator"):
+        table.add_column(column, justify="right")
+    for cell in cells:
+        figures = cell.figures
+        times = (ms(figures.latency_s.get(f"p{n}")) for n in (50, 90, 95, 99))
+        rates = (number(value) for value in (figures.requests_per_s, figures.items_per_s, figures.tokens_per_s))
+        table.add_row(cell.load.words, *rates, *times, percent(figures.generator_cpu_share))
+    return table
+
+
+def _plain(title: str) -> RichTable:
+    return RichTable(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+
+
+def _mark(check: Check) -> str:
+    return "✓" if check.passed else "✗"

@@ -1,4 +1,4 @@
-"""From what the generator recorded to figures: rates, percentiles, and medians over rounds."""
+"""From a recording to figures: rates, percentiles, and medians over rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.load.job import Arrays, Outcome
+from benchmarks.load.job import Arrays, Recording
 from benchmarks.scenarios.scenarios import Requests
 
 PERCENTILES = (50, 90, 95, 99)
@@ -35,26 +35,25 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     spread: float = 0.0  # of several runs: (largest - smallest) / median of the items per second
 
 
-def of_run(outcome: Outcome, requests: Requests) -> Figures:
+def of_run(recording: Recording, requests: Requests) -> Figures:
     """The figures of one run."""
-    arrays = Arrays(outcome)
+    arrays = Arrays(recording)
     good = arrays.status == 200
-    which = arrays.which[good]
-    wall = max(outcome.wall_s, 1e-9)
-    num_items, num_tokens = (np.array(values)[which].sum() for values in (requests.num_items, requests.num_tokens))
-    took = arrays.took[good]
+    sent = arrays.request[good]
+    wall = max(recording.wall_s, 1e-9)
+    num_items, num_tokens = (np.array(values)[sent].sum() for values in (requests.num_items, requests.num_tokens))
     return Figures(
         num_requests=int(good.sum()),
         requests_per_s=float(good.sum() / wall),
         items_per_s=float(num_items / wall),
         tokens_per_s=float(num_tokens / wall),
-        latency_s=latencies(took),
+        latency_s=latencies(arrays.latency_s[good]),
         statuses={str(status): count for status, count in sorted(Counter(arrays.status.tolist()).items())},
-        num_wrong=outcome.num_wrong,
-        wall_s=outcome.wall_s,
-        generator_cpu_share=outcome.cpu_s / wall,
-        generator_us_per_request=1e6 * outcome.cpu_s / max(1, len(arrays.status)),
-        lag_p99_s=float(np.percentile(arrays.lag, 99)) if len(arrays.lag) else 0.0,
+        num_wrong=recording.num_wrong,
+        wall_s=recording.wall_s,
+        generator_cpu_share=recording.cpu_s / wall,
+        generator_us_per_request=1e6 * recording.cpu_s / max(1, len(arrays.status)),
+        lag_p99_s=float(np.percentile(arrays.lag_s, 99)) if len(arrays.lag_s) else 0.0,
     )
 
 
@@ -63,9 +62,9 @@ def latencies(seconds: ArrayLike) -> dict[str, float]:
     values = np.asarray(seconds, dtype=np.float64)
     if not values.size:
         return {}
-    found = np.percentile(values, PERCENTILES, method="higher").tolist()
-    named = {f"p{percent}": float(value) for percent, value in zip(PERCENTILES, found, strict=True)}
-    return {**named, "mean": float(values.mean()), "max": float(values.max())}
+    percentiles = np.percentile(values, PERCENTILES, method="higher").tolist()
+    by_name = {f"p{percent}": float(value) for percent, value in zip(PERCENTILES, percentiles, strict=True)}
+    return {**by_name, "mean": float(values.mean()), "max": float(values.max())}
 
 
 def median(runs: Sequence[Figures]) -> Figures:
@@ -97,8 +96,8 @@ def median(runs: Sequence[Figures]) -> Figures:
     )
 
 
-def _median_of_each(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(entry[name] for entry in found) for name in found[0]} if found else {}
+def _median_of_each(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]} if runs else {}
 
 
 def as_json(figures: Figures) -> Any:

@@ -1,4 +1,4 @@
-"""Show a person what a benchmark found: one HTML file that needs nothing else, and a PNG of its plots."""
+"""Show a benchmark's results to a person: one HTML file that needs nothing else, and a PNG of its plots."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import plots
-from benchmarks.report.results import Cell, Load, Results
+from benchmarks.report.results import Cell, Results
+from benchmarks.report.text import minutes, ms, number, percent
+from pipelines.report.style import template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +41,8 @@ def write(results: Results, stem: Path) -> None:
 
 def render(results: Results) -> str:
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"ms": ms, "number": number, "percent": percent, "minutes": minutes}
-    return environment.get_template("page.html.j2").render(
+    path = Path(__file__).with_name("page.html.j2")
+    return template(path, ms=ms, number=number, percent=percent, minutes=minutes).render(
         results=results,
         sections=sections(results),
         tiles=tiles(results),
@@ -76,7 +69,7 @@ def sections(results: Results) -> list[Section]:
 
 def _lines(results: Results, scenario: str, mode: str) -> list[Line]:
     loads = sorted({c.load for c in results.cells if c.scenario == scenario and c.load.mode == mode})
-    found: list[Line] = []
+    lines: list[Line] = []
     for load in loads:
         peer, limit = results.peer_of(scenario, load), results.limit_of(scenario, load)
         cells = [(server, results.cell(scenario, load, server.name)) for server in results.servers]
@@ -84,32 +77,31 @@ def _lines(results: Results, scenario: str, mode: str) -> list[Line]:
             if cell is None:
                 continue
             compared = mode == "closed" and server.role == "ours"  # open load: all answer what was sent
-            found.append(
+            lines.append(
                 Line(
                     cell=cell,
                     role=server.role,
-                    first=not any(line.cell.load == load for line in found),
+                    first=not any(line.cell.load == load for line in lines),
                     times_peer=_ratio(cell, peer) if compared else None,
                     of_limit=_ratio(cell, limit) if mode == "closed" and server.role != "limit" else None,
                 )
             )
-    return found
+    return lines
 
 
 def tiles(results: Results) -> list[tuple[str, str]]:
     """(figure, what it is): of each scenario, against the peer if there is one."""
-    found = []
+    figures = []
     for section in sections(results):
         ours = [line for line in section.closed if line.role == "ours"]
         ratios = [line.times_peer for line in ours if line.times_peer is not None]
         if ratios:
-            found.append(
-                (span([f"{ratio:.1f}" for ratio in (min(ratios), max(ratios))], " ×"), f"the best peer, {section.name}")
-            )
+            figure = span([f"{ratio:.1f}" for ratio in (min(ratios), max(ratios))], " ×")
+            figures.append((figure, f"the best peer, {section.name}"))
         elif ours:
             most = max(ours, key=lambda line: line.cell.figures.items_per_s).cell
-            found.append((f"{number(most.figures.items_per_s)}", f"{section.name}, items/s at {most.load.words}"))
-    return found
+            figures.append((f"{number(most.figures.items_per_s)}", f"{section.name}, items/s at {most.load.words}"))
+    return figures
 
 
 def lead(results: Results) -> str:
@@ -133,32 +125,6 @@ def lead(results: Results) -> str:
 def span(values: Sequence[str], unit: str) -> str:
     """ "2.1" and "3.4" -> "2.1–3.4"; the same twice: once."""
     return ("–".join(dict.fromkeys(values))) + unit
-
-
-def load_words(load: Load) -> str:
-    return load.words
-
-
-def ms(seconds: float | None) -> str:
-    """Three digits."""
-    if seconds is None:
-        return "–"
-    value = 1e3 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _ratio(cell: Cell, other: Cell | None) -> float | None:

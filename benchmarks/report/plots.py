@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report.results import Cell, Results, Server
+from pipelines.report.style import GRID, INK, MUTED, STYLE, pyplot, svg_uri
 
-INK, MUTED, GRID = "#1c2430", "#667085", "#e4e7ec"
 # Okabe and Ito's palette; markers differ as well.
 OURS, PEERS, LIMIT = "#0072b2", ("#d55e00", "#e69f00", "#cc79a7"), "#1c2430"
 MARKERS = ("o", "s", "D", "^")
 GOAL = 3.0
 TICKS = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]  # ms
-STYLE = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "enginery",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#c3c9d3",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def ratios(results: Results) -> str:
@@ -49,7 +30,7 @@ def curves(results: Results) -> str:
 def png(results: Results, path: Path) -> None:
     """Both in one picture with the header, for places that show no HTML."""
     rows = [row for cell in _closed(results) if (row := _ratio_row(results, cell)) is not None]
-    plt = _pyplot()
+    plt = pyplot()
     names = list(dict.fromkeys(cell.scenario for cell in _closed(results)))
     if not names:
         return
@@ -103,8 +84,8 @@ def _bars(axis: Any, rows: Sequence[_Row]) -> None:
             axis.plot([row.limit_ratio] * 2, [y - 0.38, y + 0.38], color=LIMIT, linewidth=2.2, solid_capstyle="butt")
         axis.text(0.06, y, f"{row.ratio:.1f}×", va="center", color="white", fontsize=8.6, fontweight="bold")
         cell, peer = row.cell.figures.items_per_s, row.peer.figures.items_per_s
-        said = f"{_short(cell)} and {_short(peer)} items/s ({row.peer.server})"
-        axis.text(widest * 1.02 + 0.06, y, said, va="center", color=MUTED, fontsize=8)
+        label = f"{_short(cell)} and {_short(peer)} items/s ({row.peer.server})"
+        axis.text(widest * 1.02 + 0.06, y, label, va="center", color=MUTED, fontsize=8)
         if row.cell.scenario != previous and place:
             axis.axhline(y + 0.5, color=GRID, linewidth=1)
         previous = row.cell.scenario
@@ -117,10 +98,8 @@ def _bars(axis: Any, rows: Sequence[_Row]) -> None:
     axis.set_xlim(0, widest * 1.02)
     axis.grid(visible=False, axis="y")
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel(
-        "items per second, as a multiple of the best peer's (orange line: the peer; dashed: the goal, 3 ×; "
-    )
-    axis.set_xlabel(f"{axis.get_xlabel()}black mark: the engine alone)")
+    lines = "orange line: the peer; dashed: the goal, 3 ×; black mark: the engine alone"
+    axis.set_xlabel(f"items per second, as a multiple of the best peer's ({lines})")
     axis.set_title("How many times the best peer", loc="left", fontsize=10, fontweight="bold")
 
 
@@ -206,8 +185,8 @@ def _panel(axis: Any, results: Results, name: str) -> None:
 
 def _colours(servers: Sequence[Server]) -> dict[str, str]:
     peers = [server.name for server in servers if server.role == "peer"]
-    given = {name: PEERS[n % len(PEERS)] for n, name in enumerate(peers)}
-    return {s.name: given.get(s.name, OURS if s.role == "ours" else LIMIT) for s in servers}
+    of_peers = {name: PEERS[n % len(PEERS)] for n, name in enumerate(peers)}
+    return {s.name: of_peers.get(s.name, OURS if s.role == "ours" else LIMIT) for s in servers}
 
 
 def _marker(servers: Sequence[Server], server: Server) -> str:
@@ -224,20 +203,7 @@ def _no_ticks() -> Any:
     return NullLocator()
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _svg(draw: Any) -> str:
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
-        figure = draw(plt)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-        plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return svg_uri(draw(plt))

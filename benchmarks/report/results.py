@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -47,11 +46,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that was checked before, or is asked of, the figures."""
+    """A figure, or equal answers, held against what is asked of it."""
 
     name: str
-    found: str
-    wanted: str
+    value: str = msgspec.field(name="found")  # "found" and "wanted" in the file
+    required: str = msgspec.field(name="wanted")
     passed: bool
 
 
@@ -96,12 +95,9 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         return self._best_of("limit", scenario, load)
 
     def _best_of(self, role: str, scenario: str, load: Load) -> Cell | None:
-        found = (self.cell(scenario, load, server.name) for server in self.of_role(role))
-        return best(cell for cell in found if cell is not None)
-
-
-def best(cells: Iterable[Cell]) -> Cell | None:
-    return max(cells, key=lambda cell: cell.figures.items_per_s, default=None)
+        cells = (self.cell(scenario, load, server.name) for server in self.of_role(role))
+        measured = (cell for cell in cells if cell is not None)
+        return max(measured, key=lambda cell: cell.figures.items_per_s, default=None)
 
 
 def dump(results: Results) -> bytes:
@@ -109,7 +105,7 @@ def dump(results: Results) -> bytes:
     plain = msgspec.to_builtins(results)
     for cell, raw in zip(results.cells, plain["cells"], strict=True):
         raw["figures"] = as_json(cell.figures)
-        raw["rounds"] = [as_json(found) for found in cell.rounds]
+        raw["rounds"] = [as_json(figures) for figures in cell.rounds]
     return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""Run scenarios against one server or several in turn, round by round, and gather each cell's medians."""
+"""Measure cells, of one server or of several in turn, round by round, and gather each cell's medians."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.servers.endpoint import Endpoint
 from benchmarks.watch import procfs, scrape
 from benchmarks.watch.scrape import Inside
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]  # tells a person what is measured
 MIXED_REQUESTS = 96
 
 
@@ -31,7 +31,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Measurement:
     """One cell to measure, round after round."""
 
     target: Target
@@ -40,6 +40,9 @@ class Wanted:
     seconds: float  # at least; a closed load goes on until each connection was answered once
     num_requests: int = 0  # closed: exactly so many instead, so that all servers do the same work
     rounds: int = 0  # in how many it takes part, the first ones; 0: in all
+
+    def __str__(self) -> str:
+        return f"{self.target.name}, {self.requests.scenario.name}, {self.load.words}"
 
 
 def fixed(requests: Requests) -> int:
@@ -50,45 +53,45 @@ def fixed(requests: Requests) -> int:
     return MIXED_REQUESTS if requests.scenario.kind == "mixed" else 0
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
-    """What one round of a cell gave."""
+    """What one round of a measurement gave."""
 
     figures: Figures
     inside: Inside
     notes: tuple[str, ...]
 
 
-def measure(generator: Generator, wanted: Wanted, number: int) -> Round:
+def measure(generator: Generator, measurement: Measurement, number: int) -> Round:
     """One round of one cell. Raises EngineryError when the server cannot be reached."""
-    target, load = wanted.target, wanted.load
-    expected = target.expected.get(wanted.requests.scenario.name) if target.expected else None
-    before, threads_before = scrape.read(target.endpoint.url), _threads(target.pid)
-    started = time.monotonic()
-    found, outcome = target.endpoint.measure(
+    target, load = measurement.target, measurement.load
+    expected = target.expected.get(measurement.requests.scenario.name) if target.expected else None
+    before, threads_before = target.endpoint.metrics(), _threads(target.pid)
+    start = time.monotonic()
+    of_run, recording = target.endpoint.measure(
         generator,
-        wanted.requests,
+        measurement.requests,
         rounds_before=number,
         mode="closed" if load.mode == "closed" else "poisson",
         concurrency=load.concurrency if load.mode == "closed" else 16,
         rate=load.rate,
-        seconds=0.0 if wanted.num_requests else wanted.seconds,
-        min_requests=wanted.num_requests or load.concurrency,
-        max_requests=wanted.num_requests,
+        seconds=0.0 if measurement.num_requests else measurement.seconds,
+        min_requests=measurement.num_requests or load.concurrency,
+        max_requests=measurement.num_requests,
         seed=number,
         expected=expected,
     )
-    wall_s = time.monotonic() - started
+    wall_s = time.monotonic() - start
     cpu = procfs.shares(target.pid, threads_before, _threads(target.pid), wall_s) if target.pid else {}
-    after = scrape.read(target.endpoint.url)
-    return Round(figures=found, inside=scrape.between(before, after, outcome.wall_s, cpu), notes=outcome.notes)
+    inside = scrape.between(before, target.endpoint.metrics(), recording.wall_s, cpu)
+    return Round(figures=of_run, inside=inside, notes=recording.notes)
 
 
 def run(
-    wanted: Sequence[Wanted],
+    measurements: Sequence[Measurement],
     *,
     rounds: int,
-    say: Say,
+    log: Log,
     between: Callable[[int], None] | None = None,
     generator: Generator | None = None,
 ) -> tuple[list[Cell], list[str]]:
@@ -96,32 +99,34 @@ def run(
 
     between: called in each round, for what else takes its turn.
     """
-    found: list[list[Round]] = [[] for _ in wanted]
+    by_measurement: list[list[Round]] = [[] for _ in measurements]
     notes: dict[str, None] = {}  # in order, each once
     with nullcontext(generator) if generator is not None else Generator() as own:
         for number in range(rounds):
-            for entry, rounds_found in zip(wanted, found, strict=True):
-                if entry.rounds and number >= entry.rounds:
+            for measurement, its_rounds in zip(measurements, by_measurement, strict=True):
+                if measurement.rounds and number >= measurement.rounds:
                     continue
-                said = measure(own, entry, number)
-                rounds_found.append(said)
-                where = f"{entry.target.name}, {entry.requests.scenario.name}, {entry.load.words}"
-                say(f"round {number + 1}: {where}: {said.figures.items_per_s:.1f} items/s")
-                notes.update({f"{where}: {note}": None for note in said.notes})
+                one = measure(own, measurement, number)
+                its_rounds.append(one)
+                log(f"round {number + 1}: {measurement}: {one.figures.items_per_s:.1f} items/s")
+                notes.update({f"{measurement}: {note}": None for note in one.notes})
             if between is not None:
                 between(number)
-    cells = [
-        Cell(
-            scenario=entry.requests.scenario.name,
-            load=entry.load,
-            server=entry.target.name,
-            figures=figures.median([one.figures for one in rounds_found]),
-            rounds=tuple(one.figures for one in rounds_found),
-            inside=scrape.median([one.inside for one in rounds_found]),
-        )
-        for entry, rounds_found in zip(wanted, found, strict=True)
-    ]
-    return cells, list(notes)
+    pairs = zip(measurements, by_measurement, strict=True)
+    return [cell(measurement, its_rounds) for measurement, its_rounds in pairs], list(notes)
+
+
+def cell(measurement: Measurement, rounds: Sequence[Round]) -> Cell:
+    """The medians of its rounds."""
+    of_rounds = tuple(one.figures for one in rounds)
+    return Cell(
+        scenario=measurement.requests.scenario.name,
+        load=measurement.load,
+        server=measurement.target.name,
+        figures=figures.median(of_rounds),
+        rounds=of_rounds,
+        inside=scrape.median([one.inside for one in rounds]),
+    )
 
 
 def _threads(pid: int | None) -> dict[int, tuple[str, float]]:

@@ -1,1 +1,1 @@
-"""What is asked of a server: scenarios, the texts they are made of, and their lengths in tokens."""
+"""The scenarios and their texts: what is asked, of how many tokens. How it travels belongs in `servers`."""

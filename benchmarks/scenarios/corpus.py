@@ -20,6 +20,7 @@ class TextSource(Protocol):
     """Where the texts of scenarios come from."""
 
     num_special: int  # tokens that the model adds to a text
+    is_exact: bool  # texts have exactly the tokens that are asked for
 
     def texts(self, lengths: Sequence[int], *, seed: int = 0) -> list[str]:
         """A text for each length in tokens, special ones included; the same arguments give the same texts."""
@@ -31,6 +32,8 @@ class TextSource(Protocol):
 class Corpus:
     """One long stream of words, and texts cut out of it. The same arguments give the same texts."""
 
+    is_exact = True
+
     def __init__(self, tokenizer: bytes, *, stdlib: Path | None = None) -> None:
         from tokenizers import Tokenizer
 
@@ -38,8 +41,8 @@ class Corpus:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.num_special = int(self._tokenizer.num_special_tokens_to_add(False))
-        found = docstrings(stdlib or Path(sysconfig.get_paths()["stdlib"]))
-        self._stream = " ".join(" ".join(docstring.text.split()) for docstring in found)
+        texts = docstrings(stdlib or Path(sysconfig.get_paths()["stdlib"]))
+        self._stream = " ".join(" ".join(docstring.text.split()) for docstring in texts)
         self._first_of_word, self._starts, self._ends = self._places()
 
     def texts(self, lengths: Sequence[int], *, seed: int = 0) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -59,15 +58,16 @@ class Requests:
     num_items: tuple[int, ...]
     num_tokens: tuple[int, ...]  # of all items together, special tokens included
     longest: int  # tokens of the longest item
-    lengths: tuple[int, ...] = ()  # tokens of every item of every request, in order, where they are known
+    lengths: tuple[int, ...] = ()  # tokens of every item of every request, in order
+    is_exact: bool = True  # tokens were counted with the model's tokenizer, else estimated
 
 
 def by_name(names: Sequence[str]) -> list[Scenario]:
     """The scenarios of these names, all for none. Raises EngineryError with the names that there are."""
-    known = {scenario.name: scenario for scenario in SCENARIOS}
-    if unknown := [name for name in names if name not in known]:
-        raise EngineryError(f"no scenario is called {', '.join(unknown)}; there are {', '.join(known)}")
-    return [known[name] for name in names] if names else list(SCENARIOS)
+    scenarios = {scenario.name: scenario for scenario in SCENARIOS}
+    if unknown := [name for name in names if name not in scenarios]:
+        raise EngineryError(f"no scenario is called {', '.join(unknown)}; there are {', '.join(scenarios)}")
+    return [scenarios[name] for name in names] if names else list(SCENARIOS)
 
 
 def make(scenario: Scenario, corpus: TextSource, *, max_tokens: int, seed: int = 0) -> Requests:
@@ -91,6 +91,7 @@ def make(scenario: Scenario, corpus: TextSource, *, max_tokens: int, seed: int =
         num_tokens=tuple(sum(lengths[low:high]) for low, high in pieces),
         longest=max(lengths),
         lengths=tuple(lengths),
+        is_exact=corpus.is_exact,
     )
 
 
@@ -98,8 +99,8 @@ def mixed_lengths(num_requests: int, longest: int, seed: int) -> tuple[list[int]
     """Batch sizes of requests, and the tokens of all their texts: log-normal, as lengths of real texts are."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, MAX_MIXED_BATCH + 1, num_requests).tolist()
-    drawn = rng.lognormal(np.log(MIXED_MEDIAN), MIXED_SIGMA, sum(sizes))
-    return sizes, np.clip(np.rint(drawn), LEAST_MIXED_TOKENS, longest).astype(int).tolist()
+    lengths = rng.lognormal(np.log(MIXED_MEDIAN), MIXED_SIGMA, sum(sizes))
+    return sizes, np.clip(np.rint(lengths), LEAST_MIXED_TOKENS, longest).astype(int).tolist()
 
 
 def _rerank(scenario: Scenario, corpus: TextSource, longest: int, seed: int) -> Requests:
@@ -119,39 +120,23 @@ def _rerank(scenario: Scenario, corpus: TextSource, longest: int, seed: int) -> 
         num_tokens=(size * longest,) * num_queries,
         longest=longest,
         lengths=(longest,) * num_passages,
+        is_exact=corpus.is_exact,
     )
 
 
 def words(requests: Requests) -> str:
     """What a scenario sends."""
     scenario, length = requests.scenario, requests.longest
-    cut = f" ({scenario.num_tokens} asked, the model takes {length})" if length < scenario.num_tokens else ""
+    if not requests.is_exact:
+        note = "; lengths by words, about so many tokens each"
+    elif length < scenario.num_tokens and scenario.kind != "mixed":
+        note = f" ({scenario.num_tokens} asked, the model takes {length})"
+    else:
+        note = ""
     if scenario.kind == "mixed":
         mean = sum(requests.lengths) / len(requests.lengths)
         spread = f"{min(requests.lengths)} to {length} tokens, {mean:.0f} on average (log-normal)"
-        return f"1 to {scenario.batch} texts of {spread}"
+        return f"1 to {scenario.batch} texts of {spread}{note}"
     if scenario.kind == "rerank":
-        return f"a query and {scenario.batch} passages, {length} tokens per pair{cut}"
-    return f"{scenario.batch} text{'s' * (scenario.batch > 1)} of {length} tokens{cut}"
-
-
-def embeddings_body(
-    texts: Sequence[str], model: str, *, encoding: Literal["base64", "float"] = "base64", **more: str
-) -> bytes:
-    """A body of /v1/embeddings, as the OpenAI client sends it unless told otherwise."""
-    given: Any = texts[0] if len(texts) == 1 else list(texts)
-    return _dump({"model": model, "input": given, "encoding_format": encoding, **more})
-
-
-def ranking_body(query: str, passages: Sequence[str], model: str) -> bytes:
-    """A body of /v1/ranking."""
-    return _dump({"model": model, "query": {"text": query}, "passages": [{"text": text} for text in passages]})
-
-
-def rerank_body(query: str, passages: Sequence[str], model: str) -> bytes:
-    """A body of Cohere's and Jina's form, for servers without /v1/ranking. Scores of every passage, without texts."""
-    return _dump({"model": model, "query": query, "documents": list(passages), "return_documents": False})
-
-
-def _dump(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        return f"a query and {scenario.batch} passages, {length} tokens per pair{note}"
+    return f"{scenario.batch} text{'s' * (scenario.batch > 1)} of {length} tokens{note}"

@@ -46,7 +46,7 @@ class NullEngine:
 
 def main(rootfs: Path, port: int) -> int:
     """rootfs: dist/<model>/rootfs of an embedding model. Everything but its engine is the server's own."""
-    found = load(
+    settings = load(
         {
             "NIM_HTTP_API_PORT": str(port),
             "NIM_CPU_ONLY": "1",
@@ -55,7 +55,7 @@ def main(rootfs: Path, port: int) -> int:
             **os.environ,
         }
     )
-    logs.setup(level=found.log_level, as_json=False)
+    logs.setup(level=settings.log_level, as_json=False)
 
     def null(profile: object, spec: Spec, *rest: object) -> tuple[dict[str, NullEngine], LoadOptions]:
         engines = {tower.name: NullEngine(tower.dimension) for tower in spec.towers}
@@ -65,7 +65,7 @@ def main(rootfs: Path, port: int) -> int:
     vars(service)["prove"] = lambda *args: SimpleNamespace(min_cosine=1.0, num_items=0)
 
     def start(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
-        return boot.start(found, metrics, say)
+        return boot.start(settings, metrics, say)
 
     code: int = uvloop.run(listen.serve(listen.bind("127.0.0.1", port), start, Limits()))
     return code

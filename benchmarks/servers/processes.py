@@ -1,4 +1,4 @@
-"""Start the servers that are compared, each its own process on a port of its own, and wait until they answer."""
+"""Start a server as a process on a port of its own, wait until it answers, and stop it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,6 @@ from pipelines.errors import EngineryError
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 15.0
-# Infinity sends statistics of use unless it is told not to, and looks models up in a hub.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-}
-# torch-bf16 is nothing that Infinity does by itself: it is measured because this server runs in bf16
-# too, and because it is the fastest that Infinity does here with long texts.
-INFINITY_ENGINES: Mapping[str, tuple[str, ...]] = {
-    "optimum": ("--engine", "optimum"),
-    "torch": ("--engine", "torch"),
-    "torch-bf16": ("--engine", "torch", "--dtype", "bfloat16", "--no-bettertransformer"),
-}
 
 
 @dataclass(kw_only=True)
@@ -73,27 +58,12 @@ def serving_environment(model_dir: Path, port: int) -> dict[str, str]:
 def enginery(model_dir: Path, log: Path, *, cache: Path | None = None, level: str = "WARNING") -> Iterator[Running]:
     """This server from its folder. By default it writes no line per request, as the peer writes none.
 
-    cache: where it keeps what its first start on a machine found out; beside the log when not given.
+    cache: where it keeps what its first start on a machine measured; beside the log when not given.
     """
     port = free_port()
-    kept = (cache or log.parent / "cache").absolute()
-    environ = serving_environment(model_dir, port) | {"NIM_LOG_LEVEL": level, "NIM_CACHE_PATH": str(kept)}
+    cache_path = str((cache or log.parent / "cache").absolute())
+    environ = serving_environment(model_dir, port) | {"NIM_LOG_LEVEL": level, "NIM_CACHE_PATH": cache_path}
     with started(serving_command(), port, "/v1/health/ready", log, environ) as running:
-        yield running
-
-
-@contextmanager
-def infinity(python: Path, models: Sequence[Path], engine: str, log: Path) -> Iterator[Running]:
-    """The peer with one of its engines, serving all the models; /v1 in front of its routes."""
-    port = free_port()
-    command = [str(python.parent / "infinity_emb"), "v2"]
-    for model in models:
-        command += ["--model-id", str(model.absolute()), "--served-model-name", model.name]
-    command += [*INFINITY_ENGINES[engine], "--device", "cpu", "--pooling-method", "mean", "--no-compile"]
-    command += ["--no-trust-remote-code", "--no-vector-disk-cache", "--url-prefix", "/v1", "--log-level", "warning"]
-    command += ["--host", HOST, "--port", str(port)]
-    home = log.parent / "hf-home"
-    with started(command, port, "/health", log, {**QUIET, "HF_HOME": str(home), "INFINITY_HOME": str(home)}) as running:
         yield running
 
 
@@ -113,14 +83,14 @@ def started(command: Sequence[str], port: int, ready: str, log: Path, environ: M
     """Any server, once GET `ready` answers 200. Raises EngineryError with the end of its log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        begun = time.monotonic()
+        start = time.monotonic()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environ}
         )
     running = Running(url=f"http://{HOST}:{port}", process=process, log=log)
     try:
         wait(running, ready)
-        running.ready_s = time.monotonic() - begun
+        running.ready_s = time.monotonic() - start
         yield running
     finally:
         process.terminate()

@@ -32,10 +32,10 @@ def describe(cpuinfo: Path = Path("/proc/cpuinfo"), meminfo: Path = Path("/proc/
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Package -> version, of those that are installed."""
-    found = {}
+    installed = {}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

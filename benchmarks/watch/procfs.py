@@ -1,4 +1,7 @@
-"""What Linux tells of a process: its memory, and the CPU time of its threads by name."""
+"""A process's memory, and the CPU time of its threads by name, from /proc.
+
+psutil (7.2) has neither the peak of the memory nor the names of threads.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,15 @@ def memory(pid: int, proc: Path = PROC) -> Memory:
     return Memory(resident=fields["VmRSS"], peak=fields["VmHWM"], anonymous=fields["RssAnon"])
 
 
-def cpu_seconds(pid: int, proc: Path = PROC) -> float:
-    """User and system time of a process since it began, threads that ended included. Raises OSError."""
-    return _times((proc / str(pid) / "stat").read_text())[1]
-
-
 def threads(pid: int, proc: Path = PROC) -> dict[int, tuple[str, float]]:
     """Thread id -> name and CPU seconds. Raises OSError when the process has gone."""
-    found = {}
+    times = {}
     for folder in (proc / str(pid) / "task").iterdir():
         try:
-            found[int(folder.name)] = _times((folder / "stat").read_text())
+            times[int(folder.name)] = _times((folder / "stat").read_text())
         except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             continue
-    return found
+    return times
 
 
 def shares(

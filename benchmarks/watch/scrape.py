@@ -1,24 +1,19 @@
-"""What a server's /v1/metrics says between two readings: where the time of its requests went."""
+"""The difference of two readings of a server's /v1/metrics: where the time of its requests went."""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 
 import msgspec
-
-from benchmarks.servers.endpoint import ask
-from pipelines.errors import EngineryError
-
-_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})? ([^ ]+)")
+from prometheus_client.parser import text_string_to_metric_families
 
 Reading = Mapping[str, float]  # a metric's name -> its value, summed over labels
 
 
 class Inside(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened inside the server, means unless said otherwise. None: the server does not tell."""
+    """What happened inside the server; means, but for shares and sums. None: the server does not tell."""
 
     engine_busy: float | None = None  # share of the wall time in which the engine ran, or the part of it that did
     engine_streams: float | None = None  # batches that ran at once
@@ -32,40 +27,32 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float | None = None  # of all threads, in cores
 
 
-def read(url: str, headers: Mapping[str, str] | None = None) -> Reading:
-    """Empty where the server has no metrics."""
-    try:
-        return parse(ask(f"{url}/v1/metrics", None, headers or {}).decode("utf-8", "replace"))
-    except EngineryError:
-        return {}
-
-
 def parse(text: str) -> dict[str, float]:
-    """Prometheus text; buckets of histograms are left out."""
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        if line.startswith("#") or (match := _SAMPLE.match(line)) is None or match[1].endswith("_bucket"):
-            continue
-        found[match[1]] = found.get(match[1], 0.0) + float(match[2])
-    return found
+    """Prometheus text; buckets of histograms are left out. Raises ValueError."""
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if not sample.name.endswith("_bucket"):
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
 
 
 def between(before: Reading, after: Reading, wall_s: float, cpu_by_thread: Mapping[str, float]) -> Inside:
     """The differences of two readings, as means."""
 
-    def grown(name: str) -> float | None:
+    def growth(name: str) -> float | None:
         return after[name] - before.get(name, 0.0) if name in after else None
 
     def mean(name: str) -> float | None:
-        total, count = grown(f"{name}_sum"), grown(f"{name}_count")
+        total, count = growth(f"{name}_sum"), growth(f"{name}_count")
         return total / count if total is not None and count else None
 
-    ran, busy, streams = grown("batch_seconds_sum"), grown("engine_busy_seconds_total"), None
+    ran, busy, streams = growth("batch_seconds_sum"), growth("engine_busy_seconds_total"), None
     if ran and busy:
         streams = ran / busy
     elif ran and wall_s > 0:  # a server that does not say has at least so many
         busy = ran / max(1, math.ceil(ran / wall_s - 0.05))
-    tokens, padded = grown("batch_tokens_sum"), grown("padded_tokens_total")
+    tokens, padded = growth("batch_tokens_sum"), growth("padded_tokens_total")
     waste = 1 - tokens / padded if tokens is not None and padded else mean("padding_waste_ratio")
     return Inside(
         engine_busy=busy / wall_s if busy is not None and wall_s > 0 else None,
@@ -75,28 +62,21 @@ def between(before: Reading, after: Reading, wall_s: float, cpu_by_thread: Mappi
         batch_tokens=mean("batch_tokens"),
         padding_waste=waste,
         queue_s=mean("queue_time_seconds"),
-        request_s=_request_s(before, after),
+        request_s=mean("e2e_request_latency_seconds"),  # of all routes together: probes are few
         cpu_by_thread=dict(cpu_by_thread),
         cpu=sum(cpu_by_thread.values()) if cpu_by_thread else None,
     )
 
 
-def _request_s(before: Reading, after: Reading) -> float | None:
-    """Of all routes together; probes between the readings are few."""
-    name = "e2e_request_latency_seconds"
-    count = after.get(f"{name}_count", 0.0) - before.get(f"{name}_count", 0.0)
-    return (after[f"{name}_sum"] - before.get(f"{name}_sum", 0.0)) / count if count else None
-
-
-def median(found: Sequence[Inside]) -> Inside:
+def median(rounds: Sequence[Inside]) -> Inside:
     """Of several rounds: the median of each figure that the server told."""
 
     def middle(field: str) -> float | None:
-        values = [value for one in found if (value := getattr(one, field)) is not None]
+        values = [value for inside in rounds if (value := getattr(inside, field)) is not None]
         return float(statistics.median(values)) if values else None
 
-    names = {name for one in found for name in one.cpu_by_thread}
-    shares = {name: statistics.median(one.cpu_by_thread.get(name, 0.0) for one in found) for name in names}
+    names = {name for inside in rounds for name in inside.cpu_by_thread}
+    shares = {name: statistics.median(inside.cpu_by_thread.get(name, 0.0) for inside in rounds) for name in names}
     fields = (field for field in Inside.__struct_fields__ if field != "cpu_by_thread")
     by_share = dict(sorted(shares.items(), key=lambda entry: -entry[1]))
     return Inside(cpu_by_thread=by_share, **{field: middle(field) for field in fields})

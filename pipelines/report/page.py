@@ -6,25 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.report.model import CheckLine, ReportModel, ReportRow
+from pipelines.report.style import template
 from pipelines.report.tasks import WORDS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
 
 
 def render(model: ReportModel) -> str:
     """The whole page, plots included: it loads nothing and runs no script."""
-    import jinja2
-
     from pipelines.report import plots
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=size_text, seconds=seconds_text, figure=figure_text)
     words = WORDS[model.task]
-    return environment.get_template("page.html.j2").render(
+    page = template(Path(__file__).with_name("page.html.j2"), size=size_text, seconds=seconds_text, figure=figure_text)
+    return page.render(
         model=model,
         summary=summary(model),
         shared=shared(model),

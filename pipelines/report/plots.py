@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from pipelines.report.style import INK, STYLE, pyplot, svg_uri
 
 if TYPE_CHECKING:
     from pipelines.report.model import ReportRow
@@ -15,25 +15,7 @@ if TYPE_CHECKING:
 COLOURS = {"fp32": "#4d5562", "fp16": "#0072b2", "bf16": "#009e73", "fp8": "#cc79a7", "int8": "#d55e00"}
 MARKERS = {"fp32": "s", "fp16": "o", "bf16": "^", "fp8": "D", "int8": "X"}
 LADDER = tuple(COLOURS)
-INK, MUTED, GRID = "#1c2430", "#667085", "#e4e7ec"
 LEAST_LOSS = 1e-7  # figures are recorded to 7 digits: below this, 1 - cosine says nothing
-STYLE = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "enginery",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#c3c9d3",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def tradeoff(rows: Sequence[ReportRow], words: TaskWords) -> str:
@@ -44,13 +26,13 @@ def tradeoff(rows: Sequence[ReportRow], words: TaskWords) -> str:
     panels = [panel for panel in ((timed, "speed"), (sized, "size")) if panel[0]]
     if not panels:
         return ""
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(11.6, 3.9), squeeze=False)
         for axis, (shown, kind) in zip(axes[0], panels, strict=True):
             _scatter(axis, shown, kind, words)
         figure.tight_layout(w_pad=3)
-        return _uri(figure)
+        return svg_uri(figure)
 
 
 def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
@@ -67,7 +49,7 @@ def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
     losses = [np.maximum(np.asarray(values), LEAST_LOSS) for values, _ in ordered]
     low, high = np.log10(LEAST_LOSS) - 0.15, max(np.log10(max(loss.max() for loss in losses)) + 0.2, -4)
     bins = np.logspace(low, high, 110)
-    plt = _pyplot()
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(11.6, 0.75 + 0.62 * len(ordered)))
         for place, ((_, members), loss) in enumerate(zip(ordered, losses, strict=True)):
@@ -88,7 +70,7 @@ def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
         axis.spines["left"].set_visible(False)
         axis.set_xlabel(f"{words.loss_of_one}, per {words.values}  (left is better; 1e-7 and less are drawn at 1e-7)")
         figure.tight_layout()
-        return _uri(figure)
+        return svg_uri(figure)
 
 
 def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, words: TaskWords) -> None:
@@ -167,19 +149,3 @@ def _series_label(members: Sequence[ReportRow]) -> str:
     first = members[0]
     who = first.sku if len(members) == 1 else f"{len(members)} rows"
     return f"{first.precision} · {first.evaluated.replace('typed-onnx', 'typed ONNX')} · {who}"
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _uri(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    _pyplot().close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -23,7 +23,7 @@ QUICK = Options(seconds=0.1, rounds=1)
 
 def measured(url: str, **options: Any) -> Results:
     """The results of a short run, nothing printed."""
-    return command.run(url, replace(QUICK, **options), say=lambda text: None)
+    return command.run(url, replace(QUICK, **options), log=lambda text: None)
 
 
 def test_a_server_is_measured_and_its_report_needs_nothing_else(tmp_path: Path, tokenizer: bytes) -> None:
@@ -67,7 +67,7 @@ def test_a_server_that_mixes_vectors_up_fails_the_check(tmp_path: Path, tokenize
             seconds=1.0,
         )
     assert not results.checks[0].passed
-    assert re.match(r"[1-9]\d* wrong of", results.checks[0].found)
+    assert re.match(r"[1-9]\d* wrong of", results.checks[0].value)
     assert any("cosine" in note for note in results.notes)
 
 

@@ -22,18 +22,18 @@ from pipelines.datasets.docstrings import docstrings
 @pytest.fixture(scope="session")
 def tokenizer() -> bytes:
     """WordPiece, as BERT's: frequent words whole, others in pieces; two special tokens around a text."""
-    found = docstrings(Path(sysconfig.get_paths()["stdlib"]))
-    counts = Counter(word for docstring in found for word in docstring.text.lower().split() if word.isalpha())
-    letters = sorted({letter for docstring in found for letter in docstring.text.lower()})
+    texts = docstrings(Path(sysconfig.get_paths()["stdlib"]))
+    counts = Counter(word for docstring in texts for word in docstring.text.lower().split() if word.isalpha())
+    letters = sorted({letter for docstring in texts for letter in docstring.text.lower()})
     pieces = [*letters, *(f"##{letter}" for letter in letters), *(word for word, _ in counts.most_common(2000))]
     vocabulary = {token: n for n, token in enumerate(dict.fromkeys(["[UNK]", "[CLS]", "[SEP]", *pieces]))}
-    made = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = Lowercase()  # type: ignore[assignment]
-    made.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
-    made.post_processor = TemplateProcessing(  # type: ignore[assignment]
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = Lowercase()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    return made.to_str().encode()
+    return tokenizer.to_str().encode()
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,8 @@ class Nim:
 def vector(text: str) -> NDArray[np.float32]:
     """The one that the server gives for this text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-    found = np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32)
-    return found / np.float32(np.linalg.norm(found))
+    row = np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32)
+    return row / np.float32(np.linalg.norm(row))
 
 
 def score(query: str, passage: str) -> float:
@@ -112,8 +112,7 @@ def handler(nim: Nim) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 def embeddings(body: Any, nim: Nim, *, wrong: bool) -> bytes:
-    given = body["input"]
-    texts = [given] if isinstance(given, str) else given
+    texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     rows = [vector(nim.prefix + text) for text in texts]
     if wrong:  # as after a mix-up in a batch: whole and valid, of the first request that ever came
         first = nim.bodies[0]["input"]
@@ -154,9 +153,9 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(**how: Any) -> Iterator[Nim]:
-    """how: fields of Nim."""
-    nim = Nim(**how)
+def serve(**fields: Any) -> Iterator[Nim]:
+    """fields: of Nim."""
+    nim = Nim(**fields)
     server = _Server(("127.0.0.1", 0), handler(nim))
     nim.port = server.server_address[1]
     nim.url = f"http://127.0.0.1:{nim.port}"

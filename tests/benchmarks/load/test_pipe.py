@@ -1,4 +1,4 @@
-"""What the load generator and its user say to each other, over streams that take and give parts."""
+"""Messages between a child process and its parent, over streams that take and give parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from benchmarks.load.job import read_message, write_message
+from benchmarks.load.pipe import read_message, write_message
 
 
 class InParts(io.RawIOBase):
@@ -19,14 +19,14 @@ class InParts(io.RawIOBase):
         return True
 
     def write(self, data: object) -> int:
-        taken = bytes(memoryview(data)[:1000])  # type: ignore[arg-type]
-        self.held += taken
-        return len(taken)
+        part = bytes(memoryview(data)[:1000])  # type: ignore[arg-type]
+        self.held += part
+        return len(part)
 
     def read(self, size: int = -1) -> bytes:
-        given = bytes(self.held[: min(size, 1000)])
-        del self.held[: len(given)]
-        return given
+        part = bytes(self.held[: min(size, 1000)])
+        del self.held[: len(part)]
+        return part
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 272_343])
