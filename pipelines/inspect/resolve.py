@@ -19,12 +19,12 @@ from typing import Any
 
 from pipelines.errors import PublishError
 from pipelines.publish import to_bucket
-from pipelines.publish.to_bucket import Entry
 from pipelines.publish.to_registry import REFERRER_TYPE, RUNTIME, newest
 from pipelines.release import document as releases
 from pipelines.release import oci_artifact
 from pipelines.release.document import Published
 from pipelines.remote.address import parse
+from pipelines.remote.pointer import ReleaseEntry, load_pointer, pointer_key
 from pipelines.remote.registry import Registry
 from serving.cache.sources import Sources
 from serving.cache.sources.base import Location, SourceError, opened
@@ -41,7 +41,7 @@ class Found:
 
     reference: str
     release: Published
-    entry: Entry | None = None  # of a bucket: when it was published, as which number
+    entry: ReleaseEntry | None = None  # of a bucket: when it was published, as which number
     num_releases: int = 0  # that the bucket's pointer remembers
     runtime: str | None = None  # of an image: only its profiles are in it
     repository: str | None = None  # where its files can be pulled from; None: not published
@@ -68,10 +68,10 @@ def _in_bucket(reference: str, match: re.Match[str]) -> Found:
     base, model = match["base"], match["model"]
     sources = Sources(token=os.environ.get("ENGINERY_REPOSITORY_TOKEN"))
     try:
-        data = fetch(sources, base, to_bucket.pointer_key(model))
+        data = fetch(sources, base, pointer_key(model))
     except PublishError as error:
         raise PublishError(f"{error}; a reference ends in the model's name: s3://BUCKET/PREFIX/MODEL") from None
-    pointer = to_bucket.read_pointer(data, f"{base}/{to_bucket.pointer_key(model)}")
+    pointer = load_pointer(data, f"{base}/{pointer_key(model)}")
     if match["digest"]:
         entries = [entry for entry in pointer.releases if entry.digest == match["digest"]]
     elif match["number"]:

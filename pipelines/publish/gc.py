@@ -1,9 +1,9 @@
-"""Remove from a bucket what no kept release needs: never what a reader, or a publication in progress, may ask for.
+"""Remove from a bucket the objects that no kept release needs, and no reader or running publication may ask for.
 
-Kept are, of each model: the newest releases, those younger than the grace age, and every file that either names. Of the
-rest, only what is older than the grace age goes, and its age is asked for again right before. A publication sends anew
-what is old and not of the current release (publish_s3), so that what it relies on is young or kept. Pointers are never
-written here: a collection cannot undo a publication.
+Of each model, the newest releases are kept, and those younger than the grace age, with every file that they name. Any
+other object is removed once it is older than the grace age; its age is read again right before. A publication sends
+blobs again that are older than 12 h, unless the current release uses them, so no blob of a running publication is old
+enough (to_bucket.FRESH). A collection writes no pointer: it cannot undo a publication.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 
 from pipelines.errors import PublishError
 from pipelines.publish import to_bucket
-from pipelines.publish.to_bucket import MIN_GRACE, Entry, Pointer
-from pipelines.release import document as releases
+from pipelines.publish.to_bucket import MIN_GRACE
 from pipelines.remote import Log
 from pipelines.remote.bucket import Bucket, Object
+from pipelines.remote.pointer import Pointer, ReleaseEntry, read_pointer
 
 BLOBS = "blobs/"
 
@@ -26,8 +26,8 @@ BLOBS = "blobs/"
 class Collected:
     """What a collection did, or would do."""
 
-    kept: Mapping[str, tuple[Entry, ...]]  # model -> releases, the newest first
-    dropped: Mapping[str, tuple[Entry, ...]]  # releases that can no longer be read
+    kept: Mapping[str, tuple[ReleaseEntry, ...]]  # model -> releases, the newest first
+    dropped: Mapping[str, tuple[ReleaseEntry, ...]]  # releases that can no longer be read
     removed: tuple[Object, ...]
     too_young: tuple[Object, ...]  # needed by nobody, and left until they are older
     uploads: tuple[str, ...]  # uploads in parts that nobody ended
@@ -89,14 +89,11 @@ def collect(
 
 
 def _pointers(bucket: Bucket) -> dict[str, tuple[Pointer, Object]]:
-    found = {}
-    for one in bucket.objects("models/"):
-        if one.key.endswith("/latest.json") and (read := bucket.get(one.key, releases.MAX_BYTES)) is not None:
-            found[one.key.split("/")[1]] = to_bucket.read_pointer(read[0], f"{bucket.uri}/{one.key}"), read[1]
-    return found
+    models = [listed.key.split("/")[1] for listed in bucket.objects("models/") if listed.key.endswith("/latest.json")]
+    return {model: seen for model in models if (seen := read_pointer(bucket, model)) is not None}
 
 
-def _kept(pointer: Pointer, keep: int, since: datetime) -> tuple[Entry, ...]:
+def _kept(pointer: Pointer, keep: int, since: datetime) -> tuple[ReleaseEntry, ...]:
     return tuple(
         entry
         for place, entry in enumerate(pointer.releases)
@@ -104,7 +101,7 @@ def _kept(pointer: Pointer, keep: int, since: datetime) -> tuple[Entry, ...]:
     )
 
 
-def _named(bucket: Bucket, model: str, entries: Iterable[Entry]) -> set[str]:
+def _named(bucket: Bucket, model: str, entries: Iterable[ReleaseEntry]) -> set[str]:
     """The keys that a model's kept releases need. Raises PublishError if the current one is damaged."""
     needed = set[str]()
     for place, entry in enumerate(entries):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pipelines.errors import PublishError
 from pipelines.publish import dispatch as publishing
-from pipelines.publish.to_bucket import Result, pointer_key
+from pipelines.publish.to_bucket import Result
 from pipelines.remote import Log
 from pipelines.remote.address import parse
+from pipelines.remote.pointer import pointer_key
 from pipelines.store.files import canonical, file_digest, write_atomically
 from pipelines.store.store import Store
 

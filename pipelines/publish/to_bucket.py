@@ -11,53 +11,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 
-from pipelines.errors import OvertakenError, PublishError
+from pipelines.errors import PublishError
 from pipelines.image import package
 from pipelines.release import document as releases
 from pipelines.release.document import Published
 from pipelines.remote import Log
-from pipelines.remote.bucket import Bucket, Damaged, Object, Overtaken, Unconditional
+from pipelines.remote.bucket import Bucket, Damaged, Object
+from pipelines.remote.pointer import ReleaseEntry, move_pointer, read_pointer
 from pipelines.remote.remedies import nothing_published
-from pipelines.store.files import canonical
 from serving.contract.profile import ProfileFile
 
-# A blob that is there already and that the current release does not need may be garbage that is about to be collected.
-# A younger one than this is not: collecting leaves alone what is younger than MIN_GRACE, which is longer by more than
-# any publication takes. An older one is sent again, which makes it young.
+# A collection (gc.py) removes no blob that is younger than MIN_GRACE. A publication sends a blob again that is older
+# than FRESH, unless the current release uses it: no blob that it relies on can become old enough before it ends.
 FRESH = timedelta(hours=12)
 MIN_GRACE = timedelta(hours=24)
 UNGUARDED = (
     "{}: this S3 server has no conditional writes, so two publishers could overwrite each other; see to it that only "
     "one runs at a time, and say --unguarded"
 )
-HISTORY = 1000  # releases that the pointer remembers
 BLOBS_AT_ONCE = 4  # with 4 parts of 8 MiB each in memory
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One release that was current once."""
-
-    sequence: int  # 1 for the first
-    digest: str  # of release.json
-    release: str  # "0.1.0"
-    published_at: str  # "2026-11-21T12:00:00Z"
-
-
-class Pointer(msgspec.Struct, frozen=True, kw_only=True):
-    """models/MODEL/latest.json."""
-
-    schema_version: int
-    model: str
-    releases: tuple[Entry, ...]  # the newest first: that is the current one
-
-    @property
-    def current(self) -> Entry:
-        return self.releases[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +51,8 @@ class Result:
     names: Mapping[str, str] = field(default_factory=dict)  # every name that now stands -> the digest behind it
 
 
-def pointer_key(model: str) -> str:
-    return f"models/{model}/latest.json"
-
-
 def document_key(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
-
-
-def read_pointer(data: bytes, source: str) -> Pointer:
-    try:
-        found = msgspec.json.decode(data, type=Pointer)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise PublishError(f"{source} is not a pointer of enginery ({error})") from None
-    if found.schema_version != 1 or not found.releases:
-        raise PublishError(f"{source} is not a pointer that this enginery reads; use a later one")
-    return found
 
 
 def publish(folder: Path, to: str, *, guarded: bool = True, log: Log = lambda _: None) -> Result:
@@ -100,21 +63,20 @@ def publish(folder: Path, to: str, *, guarded: bool = True, log: Log = lambda _:
     """
     new = releases.of_folder(folder)
     model, bucket = new.document.model, Bucket(to)
-    key = pointer_key(model)
-    there = bucket.get(key, releases.MAX_BYTES)
-    pointer = read_pointer(there[0], f"{bucket.uri}/{key}") if there else None
-    seen = there[1] if there else None
+    seen = read_pointer(bucket, model)
+    pointer = seen[0] if seen else None
     moved = pointer is None or pointer.current.digest != new.digest
-    if moved and guarded and not bucket.honours_conditions(f"models/{model}/condition"):
+    conditional = moved and bucket.honours_conditions(f"models/{model}/condition")
+    if moved and guarded and not conditional:
         raise PublishError(UNGUARDED.format(bucket.uri))
     old = _current(bucket, pointer.current) if pointer else None
     sent = _send_all(bucket, folder, new.files, old.files if old else {}, log)
     for digest, data in ((new.document.manifest, new.manifest_bytes), (new.digest, new.dump())):
         if old is None or digest not in (old.document.manifest, old.digest):
             bucket.put(document_key(digest), data)
-    if moved:
-        pointer = _move(bucket, new, pointer, seen, guarded=guarded)
-    assert pointer is not None
+    if pointer is None or moved:
+        release = new.document.release
+        pointer = move_pointer(bucket, model, digest=new.digest, release=release, seen=seen, conditional=conditional)
     return Result(
         reference=f"{bucket.uri}/{model}",
         names={f"{bucket.uri}/{model}": new.digest},
@@ -127,7 +89,7 @@ def publish(folder: Path, to: str, *, guarded: bool = True, log: Log = lambda _:
     )
 
 
-def _current(bucket: Bucket, entry: Entry) -> Published | None:
+def _current(bucket: Bucket, entry: ReleaseEntry) -> Published | None:
     """The current release: no collection touches what it names. None if it is damaged: all is sent again."""
     try:
         return read(bucket, entry.digest)
@@ -143,12 +105,12 @@ def read(bucket: Bucket, digest: str) -> Published:
 
 
 def _document(bucket: Bucket, digest: str) -> bytes:
-    found = bucket.get(document_key(digest), releases.MAX_BYTES)
-    if found is None:
+    stored = bucket.get(document_key(digest), releases.MAX_BYTES)
+    if stored is None:
         raise PublishError(f"{bucket.uri}/{document_key(digest)} is not there; was this release collected?")
-    if (actual := releases.digest_of(found[0])) != digest:
+    if (actual := releases.digest_of(stored[0])) != digest:
         raise PublishError(f"{bucket.uri}/{document_key(digest)} hashes to {actual}; publish this release again")
-    return found[0]
+    return stored[0]
 
 
 def _send_all(
@@ -185,38 +147,3 @@ def _send_all(
 
 def _is_fresh(there: Object) -> bool:
     return there.server_time is not None and there.server_time - there.modified < FRESH
-
-
-def _move(bucket: Bucket, new: Published, old: Pointer | None, seen: Object | None, *, guarded: bool) -> Pointer:
-    """Make `new` the current release, if `old` still is; raises OvertakenError."""
-    entry = Entry(
-        sequence=old.current.sequence + 1 if old else 1,
-        digest=new.digest,
-        release=new.document.release,
-        published_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
-    listed = (entry, *(old.releases if old else ()))[:HISTORY]
-    pointer = Pointer(schema_version=1, model=new.document.model, releases=listed)
-    key, data = pointer_key(pointer.model), canonical(msgspec.to_builtins(pointer))
-    try:
-        bucket.swap(key, data, seen)
-    except Overtaken:
-        pass
-    except Unconditional:
-        if guarded:
-            raise PublishError(UNGUARDED.format(bucket.uri)) from None
-        before = bucket.get(key, releases.MAX_BYTES)
-        if (before[1].etag if before else None) == (seen.etag if seen else None):
-            bucket.put(key, data)
-    # What stands now decides, not the answer: an answer may be lost and the write be done.
-    now = bucket.get(key, releases.MAX_BYTES)
-    found = read_pointer(now[0], f"{bucket.uri}/{key}") if now else None
-    if found is None or entry not in found.releases:
-        theirs = (
-            f"{found.current.release} ({found.current.digest}, number {found.current.sequence})" if found else "none"
-        )
-        raise OvertakenError(
-            f"{bucket.uri}/{key}: somebody else published meanwhile; now current: {theirs}. This release was not made "
-            "current; look at it with `enginery diff`, then publish again if yours should follow it"
-        )
-    return found

@@ -1,19 +1,14 @@
-"""A folder of an S3 bucket, written safely: checked parts, conditional writes, the server's clock. Knows boto3."""
+"""A folder of an S3 bucket: listings, checked files, conditional writes, the server's clock. Knows boto3."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from blake3 import blake3
@@ -30,10 +25,6 @@ class Overtaken(Exception):
     """The object is not in the state that the write was made conditional on."""
 
 
-class Unconditional(Exception):
-    """The server refuses conditional writes (OpenStack Swift answers 501)."""
-
-
 class Damaged(Exception):
     """A local file whose bytes are not those of its name."""
 
@@ -43,7 +34,7 @@ class Object:
     key: str  # within the folder: "blobs/blake3/ab…"
     size_bytes: int
     modified: datetime
-    etag: str
+    etag: str  # changes with the bytes
     server_time: datetime | None = None  # when the server said so; not in listings
 
 
@@ -72,7 +63,8 @@ class Bucket:
                     read_timeout=60,
                     retries={"mode": "standard", "total_max_attempts": 5},
                     max_pool_connections=32,
-                    # The signature covers the body, so that also a server that ignores checksum headers checks it.
+                    # Each request is signed over the SHA-256 of its body. Checksums of a newer kind make boto3 send a
+                    # body in a form that other S3 servers refuse (docs/adr/0014-one-s3-client.md).
                     s3={"payload_signing_enabled": True},
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
@@ -82,49 +74,39 @@ class Bucket:
             raise PublishError(f"{uri}: the AWS settings cannot be used: {error}") from None
 
     def head(self, key: str) -> Object | None:
-        with self._explained(key) as said:
-            answer = said(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key), missing=True)
-        if answer is None:
-            return None
-        return Object(
-            key=key,
-            size_bytes=answer["ContentLength"],
-            modified=answer["LastModified"],
-            etag=answer["ETag"],
-            server_time=_date(answer),
-        )
+        answer = self._call("head_object", key, missing=True)
+        return None if answer is None else _object(key, answer)
 
     def get(self, key: str, max_bytes: int) -> tuple[bytes, Object] | None:
         """A small object's bytes; None where there is none."""
-        with self._explained(key) as said:
-            answer = said(lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key), missing=True)
-            if answer is None:
-                return None
-            data = bytes(said(lambda: answer["Body"].read(max_bytes + 1)))
+        answer = self._call("get_object", key, missing=True)
+        if answer is None:
+            return None
+        data, body = b"", answer["Body"]
+        # To the empty chunk: only there boto3 looks whether all of it came.
+        while len(data) <= max_bytes and (chunk := self._explained(key, lambda: body.read(1 << 20))):
+            data += chunk
         if len(data) > max_bytes:
             raise PublishError(f"{self.uri}/{key} has more than {max_bytes} bytes; something else lies there")
-        found = Object(
-            key=key,
-            size_bytes=len(data),
-            modified=answer["LastModified"],
-            etag=answer["ETag"],
-            server_time=_date(answer),
-        )
-        return data, found
+        return data, _object(key, answer)
 
-    def put(self, key: str, data: bytes, **more: str) -> None:
-        """Write an object at once. Raises Overtaken or Unconditional where `more` has a condition."""
-        with self._explained(key) as said:
-            said(
-                lambda: self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=self._prefix + key,
-                    Body=data,
-                    ContentType="application/json" if key.endswith(".json") else "application/octet-stream",
-                    **_checksums(data),
-                    **more,
-                )
-            )
+    def get_file(self, listed: Object, target: Path) -> None:
+        """Write an object into a file as it was listed. Raises PublishError if it changed since."""
+        try:
+            body = self._call("get_object", listed.key, IfMatch=listed.etag)["Body"]
+        except Overtaken:
+            raise PublishError(f"{self.uri}/{listed.key} changed while it was read; try again") from None
+        with target.open("wb") as file:
+            while chunk := self._explained(listed.key, lambda: body.read(1 << 20)):
+                file.write(chunk)
+        if target.stat().st_size != listed.size_bytes:
+            raise PublishError(f"{self.uri}/{listed.key} came with another size than it is listed with; try again")
+
+    def put(self, key: str, data: bytes, **condition: str) -> None:
+        """Write an object at once. Raises Overtaken where a condition does not hold."""
+        kind = "application/json" if key.endswith(".json") else "application/octet-stream"
+        arguments: dict[str, Any] = {"Body": data, "ContentType": kind, **condition}
+        self._call("put_object", key, **arguments)
 
     def swap(self, key: str, data: bytes, seen: Object | None) -> None:
         """Write an object if it is still as it was seen (None: if there is still none); else raises Overtaken."""
@@ -136,149 +118,122 @@ class Bucket:
 
         def impossible() -> bool:
             try:
-                where = {"Bucket": self._bucket, "Key": self._prefix + key}
-                self._client.put_object(**where, Body=b"", ContentMD5=_checksums(b"")["ContentMD5"], IfMatch='"none"')
+                self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=b"", IfMatch='"none"')
             except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 501:
+                    return False
                 if error.response["Error"].get("Code") in ("PreconditionFailed", "NoSuchKey", "412"):
                     return True
                 raise
             self.delete(key)
             return False
 
-        with self._explained(key) as said:
-            try:
-                return bool(said(impossible))
-            except Unconditional:
-                return False
+        return bool(self._explained(key, impossible))
 
     def put_file(self, key: str, path: Path, digest: str) -> int:
         """Send a file whose BLAKE3 must be `digest`, reading it once; in parts if it is large. Its number of bytes.
 
         The object appears when the last byte was hashed and found right, or not at all; raises Damaged.
         """
+        from boto3.s3.transfer import TransferConfig
+
         size = path.stat().st_size
-        if size <= PART_BYTES:
-            data = path.read_bytes()
-            _check(path, blake3(data).hexdigest(), digest)
-            self.put(key, data)
-            return size
-        with self._explained(key) as said:
-            made = said(lambda: self._client.create_multipart_upload(Bucket=self._bucket, Key=self._prefix + key))
-        which = {"Bucket": self._bucket, "Key": self._prefix + key, "UploadId": made["UploadId"]}
-        try:
-            listed = {"Parts": self._send_parts(key, path, digest, which)}
-            with self._explained(key) as said:
-                done = said(
-                    lambda: self._client.complete_multipart_upload(**which, MultipartUpload=listed), missing=True
-                )
-            # A reply that was lost: the client asked again, and the upload is over.
-            if done is None and ((there := self.head(key)) is None or there.size_bytes != size):
-                raise PublishError(f"{self.uri}/{key}: its upload was ended by somebody else; publish again")
-        except BaseException:
-            try:
-                self._client.abort_multipart_upload(**which)
-            except Exception as error:  # gc removes what is left of it; the first failure is the one to tell
-                del error
-            raise
+        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
+        config = TransferConfig(
+            multipart_threshold=part_bytes,
+            multipart_chunksize=part_bytes,
+            max_concurrency=PARTS_AT_ONCE,
+            preferred_transfer_client="classic",
+        )
+        config.max_in_memory_upload_chunks = PARTS_AT_ONCE
+        with path.open("rb") as file:
+            source = _Checked(path, file, size, digest)
+            where = {"Bucket": self._bucket, "Key": self._prefix + key}
+            sent = self._explained(
+                key, lambda: self._client.upload_fileobj(source, **where, Config=config) or True, missing=True
+            )
+        # A reply that was lost: the client asked again to end an upload in parts that was over.
+        if sent is None and ((there := self.head(key)) is None or there.size_bytes != size):
+            raise PublishError(f"{self.uri}/{key}: its upload was ended by somebody else; publish again")
         return size
 
-    def _send_parts(self, key: str, path: Path, digest: str, which: Mapping[str, str]) -> list[dict[str, Any]]:
-        hasher, sent = blake3(max_threads=blake3.AUTO), list[dict[str, Any]]()
-        part_bytes = max(PART_BYTES, -(-path.stat().st_size // MAX_PARTS))
-
-        def send(number: int, data: bytes) -> dict[str, Any]:
-            with self._explained(key) as said:
-                answer = said(
-                    lambda: self._client.upload_part(**which, PartNumber=number, Body=data, **_checksums(data))
-                )
-            return {"PartNumber": number, "ETag": answer["ETag"]}
-
-        waiting: deque[Future[dict[str, Any]]] = deque()
-        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool, path.open("rb") as file:
-            while data := file.read(part_bytes):
-                hasher.update(data)
-                waiting.append(pool.submit(send, len(sent) + len(waiting) + 1, data))
-                if len(waiting) == PARTS_AT_ONCE:  # no more of the file in memory than is being sent
-                    sent.append(waiting.popleft().result())
-            sent += [each.result() for each in waiting]
-        _check(path, hasher.hexdigest(), digest)
-        return sent
-
     def objects(self, prefix: str) -> Iterator[Object]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + prefix
-        )
-        with self._explained(prefix) as said:
-            for page in said(lambda: iter(pages)):
-                for one in page.get("Contents", []):
-                    yield Object(
-                        key=one["Key"].removeprefix(self._prefix),
-                        size_bytes=one["Size"],
-                        modified=one["LastModified"],
-                        etag=one["ETag"],
-                    )
+        for page in self._pages("list_objects_v2", prefix):
+            for one in page.get("Contents", []):
+                key = one["Key"].removeprefix(self._prefix)
+                yield Object(key=key, size_bytes=one["Size"], modified=one["LastModified"], etag=one["ETag"])
 
     def delete(self, key: str) -> None:
-        with self._explained(key) as said:
-            said(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key))
+        self._call("delete_object", key)
 
     def uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
         """(key, id, begun) of the uploads in parts that nobody has ended."""
-        with self._explained(prefix) as said:
-            pages = self._client.get_paginator("list_multipart_uploads")
-            found = said(lambda: list(pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)))
         return [
             (one["Key"].removeprefix(self._prefix), one["UploadId"], one["Initiated"])
-            for page in found
+            for page in self._pages("list_multipart_uploads", prefix)
             for one in page.get("Uploads", [])
         ]
 
     def abort(self, key: str, upload: str) -> None:
-        with self._explained(key) as said:
-            which = {"Bucket": self._bucket, "Key": self._prefix + key, "UploadId": upload}
-            said(lambda: self._client.abort_multipart_upload(**which), missing=True)
+        self._call("abort_multipart_upload", key, missing=True, UploadId=upload)
 
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[Any]:
-        """Runs calls; a failure becomes a PublishError with its place and a remedy."""
+    def _pages(self, operation: str, prefix: str) -> Iterator[Mapping[str, Any]]:
+        pages = iter(self._client.get_paginator(operation).paginate(Bucket=self._bucket, Prefix=self._prefix + prefix))
+        while (page := self._explained(prefix, lambda: next(pages, None))) is not None:
+            yield page
+
+    def _call(self, operation: str, key: str, *, missing: bool = False, **arguments: Any) -> Any:
+        call = getattr(self._client, operation)
+        return self._explained(
+            key, lambda: call(Bucket=self._bucket, Key=self._prefix + key, **arguments), missing=missing
+        )
+
+    def _explained(self, key: str, call: Callable[[], Any], *, missing: bool = False) -> Any:
+        """Call; a failure becomes a PublishError with its place and a remedy. missing: None for what is not there."""
         from botocore.exceptions import BotoCoreError, ClientError
         from urllib3.exceptions import HTTPError
 
-        def said(call: Any, *, missing: bool = False) -> Any:
-            try:
-                return call()
-            except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                code = error.response["Error"].get("Code", "")
-                if missing and status == 404 and code != "NoSuchBucket":
-                    return None
-                if code == "NoSuchKey":  # of a conditional write: what was seen is gone
-                    raise Overtaken from None
-                if status in (409, 412) and code in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
-                    raise Overtaken from None
-                if status == 501:
-                    raise Unconditional from None
-                raise s3_answer(f"{self.uri}/{key}", error) from None
-
         try:
-            yield said
+            return call()
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            code = error.response["Error"].get("Code", "")
+            if missing and status == 404 and code != "NoSuchBucket":
+                return None
+            # NoSuchKey: of a conditional write, what was seen is gone
+            if code in ("NoSuchKey", "PreconditionFailed", "ConditionalRequestConflict", "412"):
+                raise Overtaken from None
+            raise s3_answer(f"{self.uri}/{key}", error) from None
         except (BotoCoreError, HTTPError, OSError) as error:
             if isinstance(error, OSError) and error.filename:
                 raise  # a local file's
             raise s3_failure(f"{self.uri}/{key}", error) from None
 
 
-def _checksums(data: bytes) -> dict[str, str]:
-    """MD5 is what every server checks, SHA-256 what AWS keeps."""
-    return {
-        "ContentMD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
-        "ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode(),
-    }
+class _Checked:
+    """A file as it is sent: its last bytes are given only if its BLAKE3 is right, else `read` raises Damaged."""
+
+    def __init__(self, path: Path, file: IO[bytes], size_bytes: int, digest: str) -> None:
+        self._path, self._file, self._left, self._digest = path, file, size_bytes, digest
+        self._hasher = blake3(max_threads=blake3.AUTO)
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        data = self._file.read(num_bytes)
+        self._hasher.update(data)
+        self._left -= len(data)
+        if (self._left <= 0 or not data) and (digest := self._hasher.hexdigest()) != self._digest:
+            raise Damaged(f"{self._path} hashes to blake3:{digest}; remove it and run the build again")
+        return data
 
 
-def _check(path: Path, found: str, digest: str) -> None:
-    if found != digest:
-        raise Damaged(f"{path} hashes to blake3:{found}; remove it and run the build again")
+def _object(key: str, answer: Mapping[str, Any]) -> Object:
+    return Object(
+        key=key,
+        size_bytes=answer["ContentLength"],
+        modified=answer["LastModified"],
+        etag=answer["ETag"],
+        server_time=_date(answer),
+    )
 
 
 def _date(answer: Mapping[str, Any]) -> datetime:

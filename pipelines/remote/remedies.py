@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
 MAY_PASS = frozenset({408, 429, *range(500, 600)})  # statuses after which the same request may succeed
-SENT_IS_KEPT = "then publish again: what was sent is kept"
+AGAIN = "then try again: what was sent is kept"
 
 
 def s3_answer(where: str, error: ClientError) -> PublishError:
@@ -25,7 +25,7 @@ def s3_answer(where: str, error: ClientError) -> PublishError:
     remedies = {
         401: "give a key that may write there (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
         403: "give a key that may read, write and list there (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
-        404: "make the bucket first, or look at --to and AWS_ENDPOINT_URL",
+        404: "make the bucket first, or look at its name and AWS_ENDPOINT_URL",
     }
     return _error(where, words, remedies.get(status), may_pass=status in MAY_PASS)
 
@@ -41,7 +41,7 @@ def s3_failure(where: str, error: Exception) -> PublishError:
         words = f"the server's certificate is not trusted: {error}"
         return _error(where, words, "set AWS_CA_BUNDLE or SSL_CERT_FILE", may_pass=False)
     may_pass = not isinstance(error, botocore.PartialCredentialsError)
-    return _error(where, str(error), f"look at AWS_ENDPOINT_URL, {SENT_IS_KEPT}", may_pass=may_pass)
+    return _error(where, str(error), f"look at AWS_ENDPOINT_URL, {AGAIN}", may_pass=may_pass)
 
 
 def registry_answer(where: str, answer: requests.Response) -> PublishError:
@@ -62,7 +62,7 @@ def registry_failure(where: str, error: requests.RequestException) -> PublishErr
     if isinstance(error, requests.exceptions.SSLError):
         remedy = "oci+http:// is for a registry without TLS, REQUESTS_CA_BUNDLE for a certificate of your own"
         return _error(where, str(error), remedy, may_pass=False)
-    return _error(where, str(error), f"look at the address, {SENT_IS_KEPT}", may_pass=True)
+    return _error(where, str(error), f"look at the address, {AGAIN}", may_pass=True)
 
 
 def nothing_published(where: str, errors: Sequence[Exception]) -> PublishError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ class Proxy:
     damage: Callable[[str, bytes], bytes] = lambda _, body: body  # a request's body on its way
     loses: Callable[[str], bool] = lambda _: False  # whether the reply is lost, and the connection with it
     drops: frozenset[str] = frozenset()  # headers of requests
+    cut: Callable[[str], bool] = lambda _: False  # whether half of a reply's body is sent, and the connection closed
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -72,7 +74,8 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
                 length = answer.headers["Content-Length"] if self.command == "HEAD" else str(len(data))
                 self.send_header("Content-Length", length or "0")
                 self.end_headers()
-                self.wfile.write(data)
+                self.close_connection = proxy.cut(line)
+                self.wfile.write(data[: len(data) // 2] if self.close_connection else data)
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = forward
 
@@ -83,10 +86,14 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def in_front_of(url: str) -> Iterator[Proxy]:
+def in_front_of(url: str, context: ssl.SSLContext | None = None) -> Iterator[Proxy]:
+    """A running proxy; with a context it speaks TLS, as "localhost"."""
     proxy = Proxy(target=urlsplit(url).netloc)
     server = _Server(("127.0.0.1", 0), _handler(proxy))
-    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    port = server.server_address[1]
+    proxy.url = f"https://localhost:{port}" if context is not None else f"http://127.0.0.1:{port}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield proxy

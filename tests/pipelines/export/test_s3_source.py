@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pipelines.errors import ExportError, FetchError
 from pipelines.export import s3_source, sources
 from pipelines.matrix.models import source_refusal
+from tests.support.s3_proxy import in_front_of
 from tests.support.servers import s3
 
 SOURCE = "s3://mirror/models/tiny"
@@ -68,6 +70,27 @@ def test_nothing_there_and_nobody_there_are_told_apart(bucket: Any, monkeypatch:
         sources.revision("s3://mirror/models/none", Path())
     with pytest.raises(FetchError, match="could not be read from the bucket"):
         sources.revision("s3://no-such-bucket/models/none", Path())
+
+
+def test_a_download_that_breaks_off_is_a_failure_that_may_pass_and_leaves_nothing(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_front_of(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.cut = lambda line: line.startswith("GET") and "model.safetensors" in line
+        with pytest.raises(FetchError, match=r"could not be read from the bucket .*try again") as broken:
+            sources.resolve(SOURCE, Path())
+    assert broken.value.transient
+    assert list(s3_source.cache().iterdir()) == []
+
+
+def test_a_listing_that_breaks_off_is_a_failure_that_may_pass(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_front_of(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        proxy.loses = lambda line: "list-type" in line
+        with pytest.raises(FetchError, match="could not be read from the bucket"):
+            sources.revision(SOURCE, Path())
 
 
 @pytest.mark.parametrize("source", ["s3://bucket", "s3://Bucket/x", "s3:///x", "s3://bucket/a b"])
