@@ -24,7 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import stage
-from pipelines.build.executor import STAGE_ENVIRONMENT, in_process, run
+from pipelines.build.executor import run
+from pipelines.build.process import STAGE_ENVIRONMENT, run_stage
 from pipelines.build.project import Project
 from pipelines.onnx_graph.external_data import SUFFIX
 from pipelines.plan.graph import Graph
@@ -74,7 +75,7 @@ def bare(matrix: Path, folder: Path) -> dict[str, float]:
         output_dir.mkdir(parents=True)
         started = time.monotonic()
         if step.params.get("cpu_isa") not in (None, most_common):
-            made[step.id] = in_process(step, inputs, output_dir)[0]
+            made[step.id] = run_stage(step, inputs, output_dir)[0]
         else:
             request = stage.StageRequest(
                 stage=step.stage, subject=step.subject, params=step.params, inputs=inputs, output_dir=output_dir

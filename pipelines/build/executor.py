@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from pipelines.store import claims
-from pipelines.gate import judge
-from pipelines.errors import EngineryError, StageCrashed
-from pipelines.plan.graph import Graph, Ref, Step
-from pipelines.plan.staleness import ask_again, cache_key_inputs, inputs_of, state_of
-from pipelines.stage import STAGES
-from pipelines.store.files import canonical, key_of
-from pipelines.store.store import Blob, Record, Store
+from pipelines.build.process import run_stage
+from pipelines.errors import EngineryError
+from pipelines.gate import verdict as verdicts
+from pipelines.gate.judge import judge
 from pipelines.gate.thresholds import Thresholds
-
-LOG_TAIL_LINES = 15
-# The same hash order in every process, and nothing sent anywhere.
-STAGE_ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
+from pipelines.plan.cache_key import Prepared, inputs_of, prepare
+from pipelines.plan.graph import Graph, Ref, Step
+from pipelines.plan.schedule import Schedule
+from pipelines.stage import STAGES
+from pipelines.store import claims
+from pipelines.store.store import Blob, Record, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,107 +39,118 @@ class StepResult:
         return self.record is not None and not self.reused
 
 
-Listener = Callable[[str, Step, StepResult | None], None]  # ("started" | "finished", step, result)
+class Progress(Protocol):
+    """Who watches a build."""
+
+    def started(self, step: Step) -> None: ...
+
+    def finished(self, step: Step, result: StepResult) -> None: ...
+
+    def log(self, message: str) -> None:
+        """What is going on after the steps."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def started(self, step: Step) -> None: ...
+
+    def finished(self, step: Step, result: StepResult) -> None: ...
+
+    def log(self, message: str) -> None: ...
 
 
 def run(
-    graph: Graph,
-    store: Store,
-    *,
-    jobs: int = 2,
-    listen: Listener = lambda *_: None,
-    shared: bool = False,
-    again: Collection[str] = (),
+    graph: Graph, store: Store, *, jobs: int = 2, progress: Progress | None = None, shared: bool = False
 ) -> dict[str, StepResult]:
     """Bring every step of the graph up to date. A failed step fails those that take from it, and no others.
 
     shared: other builders work in the same store at the same time; each step is claimed (pipelines.store.claims).
-    again: steps that are run though nothing changed.
     """
+    progress, schedule = progress or Silent(), Schedule(graph.steps, jobs)
     results: dict[str, StepResult] = {}
-    to_ask = set(again)
+    stale: dict[str, Prepared] = {}  # those that wait for their turn
+    running: dict[Future[StepResult], Step] = {}
 
     def output(ref: Ref) -> Blob | None:
         record = results[ref.step].record
         return record.outputs.get(ref.output) if record else None
 
-    pending = dict(graph.steps)
-    running: dict[Future[StepResult], Step] = {}
+    def settle(result: StepResult) -> None:
+        results[result.step.id] = result
+        schedule.finish(result.step)
+        progress.finished(result.step, result)
+
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        while pending or running:
-            for step in list(pending.values()):
-                needs = {ref.step for ref in step.inputs.values()}
-                if not needs <= results.keys():
+        while schedule:
+            for step in schedule.ready():
+                if (failed := _blocked(step, results)) is not None:
+                    settle(failed)
                     continue
-                failed = [need for need in sorted(needs) if results[need].record is None]
-                if failed:
-                    first = results[failed[0]]
-                    blocked_by = first.blocked_by or failed[0]
-                    results[step.id] = StepResult(
-                        step=step, error=first.error, blocked_by=blocked_by, transient=first.transient
-                    )
-                    del pending[step.id]
-                    listen("finished", step, results[step.id])
-                    continue
-                if step.id in to_ask:
-                    to_ask.remove(step.id)
-                    ask_again(step, store, output)
-                state = state_of(step, store, output)
-                if state.record is not None:
-                    store.point(state.record)
-                    results[step.id] = StepResult(step=step, record=state.record, reused=True)
-                    del pending[step.id]
-                    listen("finished", step, results[step.id])
-                    continue
-                if len(running) >= jobs or any(s.exclusive for s in running.values()) or (step.exclusive and running):
-                    continue
-                del pending[step.id]
-                listen("started", step, None)
-                blobs = inputs_of(step, output)
-                running[pool.submit(attempt, step, blobs, store, shared)] = step
-            if not running:
-                continue
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                step = running.pop(future)
-                results[step.id] = future.result()
-                listen("finished", step, results[step.id])
+                if step.id not in stale:
+                    stale[step.id] = prepare(step, inputs_of(step, output), store)
+                record = stale[step.id].record
+                if record is not None:
+                    store.point(record)
+                    settle(StepResult(step=step, record=record, reused=True))
+                elif schedule.may_start(step):
+                    schedule.start(step)
+                    progress.started(step)
+                    running[pool.submit(run_step, stale.pop(step.id), store, shared)] = step
+            if running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    del running[future]
+                    settle(future.result())
     return results
 
 
-def attempt(step: Step, blobs: Mapping[str, Blob], store: Store, shared: bool = False) -> StepResult:
+def _blocked(step: Step, results: Mapping[str, StepResult]) -> StepResult | None:
+    """The result of a step that takes from one that failed; None where all it takes from is there."""
+    needs = sorted({ref.step for ref in step.inputs.values()})
+    failed = next((need for need in needs if results[need].record is None), None)
+    if failed is None:
+        return None
+    first = results[failed]
+    return StepResult(
+        step=step, error=first.error, blocked_by=first.blocked_by or failed, transient=first.transient
+    )
+
+
+def run_step(prepared: Prepared, store: Store, shared: bool) -> StepResult:
     try:
-        key_inputs = store.current(cache_key_inputs(step, {name: blob.digest for name, blob in blobs.items()}))
-        if not shared:
-            return StepResult(step=step, record=build(step, blobs, key_inputs, store))
-        key = key_of(key_inputs)
-        with claims.claimed(store.root / "claims" / key):
-            record = store.record(key)  # who held the claim before has built it, unless it failed or died
-            if record is not None:
-                store.point(record)
-                return StepResult(step=step, record=record, reused=True)
-            with claims.quiet(exclusive=step.exclusive):
-                return StepResult(step=step, record=build(step, blobs, key_inputs, store))
+        return run_claimed(prepared, store) if shared else StepResult(step=prepared.step, record=build(prepared, store))
     except EngineryError as error:
-        return StepResult(step=step, error=str(error), transient=error.transient)
+        return StepResult(step=prepared.step, error=str(error), transient=error.transient)
 
 
-def build(step: Step, blobs: Mapping[str, Blob], key_inputs: Mapping[str, Any], store: Store) -> Record:
+def run_claimed(prepared: Prepared, store: Store) -> StepResult:
+    """Build a step under its claim, unless another builder has done so meanwhile."""
+    with claims.claimed(store.root / "claims" / prepared.key):
+        record = store.record(prepared.key)  # who held the claim before has built it, unless it failed or died
+        if record is not None:
+            store.point(record)
+            return StepResult(step=prepared.step, record=record, reused=True)
+        with claims.quiet(exclusive=prepared.step.exclusive):
+            return StepResult(step=prepared.step, record=build(prepared, store))
+
+
+def build(prepared: Prepared, store: Store) -> Record:
     """Run one step and record what it made. Inputs are hashed before the stage sees them; the record comes last."""
-    started = time.monotonic()
-    inputs = {name: store.verified(blob) for name, blob in blobs.items()}
+    started, step = time.monotonic(), prepared.step
+    inputs = {name: store.verified(blob) for name, blob in prepared.inputs.items()}
     with store.workspace() as folder:
         if step.stage in STAGES:
-            outputs, facts, peak = in_process(step, inputs, folder)
+            outputs, facts, peak = run_stage(step, inputs, folder)
         else:
-            outputs, facts, peak = judged(step, blobs, inputs, folder), {}, 0
-        stored = {name: store.put(path) for name, path in sorted(outputs.items())}
+            outputs, facts, peak = judged(prepared, inputs, folder), {}, 0
+        blobs = {name: store.put(path) for name, path in sorted(outputs.items())}
     record = Record(
-        key=key_of(key_inputs),
+        key=prepared.key,
         stage=step.stage,
         subject=step.subject,
-        key_inputs=key_inputs,
-        outputs=stored,
+        key_inputs=prepared.key_inputs,
+        outputs=blobs,
         facts=facts,
         duration_s=round(time.monotonic() - started, 3),
         peak_rss_bytes=peak,
@@ -158,71 +158,16 @@ def build(step: Step, blobs: Mapping[str, Blob], key_inputs: Mapping[str, Any], 
     return store.write_record(record)
 
 
-def judged(step: Step, blobs: Mapping[str, Blob], inputs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+def judged(prepared: Prepared, inputs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     """The one stage that needs no process: metrics against thresholds."""
-    verdict = judge.judge(
+    params = prepared.step.params
+    verdict = judge(
         json.loads(inputs["metrics.json"].read_bytes()),
-        Thresholds(**step.params["thresholds"]),
-        row=step.params["row"],
-        evaluated=step.params["evaluated"],
-        digests={name: blob.digest for name, blob in blobs.items()},
+        Thresholds(**params["thresholds"]),
+        row=params["row"],
+        evaluated=params["evaluated"],
+        digests={name: blob.digest for name, blob in prepared.inputs.items()},
     )
     path = folder / "verdict.json"
-    path.write_bytes(verdict.to_json())
+    path.write_bytes(verdicts.dump(verdict))
     return {"verdict.json": path}
-
-
-def in_process(step: Step, inputs: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, Any], int]:
-    """Run a stage as `python -m pipelines.stage`: a fresh process, so that its bytes depend on its request alone."""
-    output_dir = folder / "out"
-    output_dir.mkdir()
-    request = folder / "request.json"
-    request.write_bytes(
-        canonical(
-            {
-                "stage": step.stage,
-                "subject": step.subject,
-                "params": dict(step.params),
-                "inputs": {name: str(path) for name, path in inputs.items()},
-                "output_dir": str(output_dir),
-            }
-        )
-    )
-    log = folder / "log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.stage", str(request)],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, **STAGE_ENVIRONMENT},
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    answer_path = folder / "result.json"
-    if not answer_path.exists():
-        raise StageCrashed(f"{step.id} {ended(process.returncode)}; the end of its log:\n{tail(log)}")
-    answer = json.loads(answer_path.read_text())
-    if "error" in answer:
-        failed = EngineryError(f"{step.id}: {answer['error']}")
-        failed.transient = bool(answer.get("transient"))
-        raise failed
-    outputs = {name: Path(path) for name, path in answer["outputs"].items()}
-    missing = [name for name, path in outputs.items() if not path.is_file()]
-    if missing:
-        raise StageCrashed(f"{step.id} named outputs that it did not write: {', '.join(sorted(missing))}")
-    return outputs, answer["facts"], usage.ru_maxrss * 1024
-
-
-def ended(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"was ended by {name}{hint}"
-    return f"ended with exit code {code} and no answer"
-
-
-def tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return "\n".join(f"    {line}" for line in lines[-LOG_TAIL_LINES:])

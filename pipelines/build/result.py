@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.build.executor import StepResult
-from pipelines.image.build import ImageResult
+from pipelines.image.images import ImageResult
 from pipelines.matrix.values import Model
 
 SOME_ROW_FAILED = 3
@@ -20,7 +20,7 @@ class ModelResult:
     model: Model
     folder: Path
     shipped: tuple[str, ...] = ()  # rows
-    left_out: Mapping[str, tuple[str, ...]] | None = None  # row -> why it does not ship
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # row -> why it does not ship
     manifest_digest: str = ""
     reused: bool = False  # nothing was packaged anew
     images: tuple[ImageResult, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from rich.markup import escape
 from pipelines.cli import demo_requests
 from pipelines.cli.demo_requests import ask
 from pipelines.errors import EngineryError
-from pipelines.image import package
+from pipelines.image import images, package
 from serving.contract import manifest
 from serving.tasks.table import load_spec
 
@@ -30,8 +29,8 @@ HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", "12
 
 def run_demo(console: Console, dist: Path, model_dir: Path | None, port: int) -> int:
     folder = model_dir or only_model(dist)
-    images = json.loads((folder / "images.json").read_text()) if (folder / "images.json").exists() else []
-    reference = next((image["reference"] for image in images if image["loaded"] and image["kind"] == "full"), None)
+    loaded = [image.reference for image in images.load(folder) if image.loaded and image.kind == "full"]
+    reference = loaded[0] if loaded else None
     url = f"http://127.0.0.1:{port}"
     started = time.monotonic()
     with container(reference, port) if reference else process(folder, port) as what:

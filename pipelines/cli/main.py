@@ -61,16 +61,12 @@ def plan(
     from pipelines.build.project import Project
     from pipelines.cli import plan_view
     from pipelines.cli import progress as console
-    from pipelines.plan import remeasure as remeasured
-    from pipelines.plan.staleness import states
     from serving.choice import hardware
 
     project = Project.open(matrix, store=store)
     _print_notes(project.matrix)
-    graph = project.graph(select)
     memory = hardware.detect(cpu_only=True).memory_bytes
-    found = states(graph, project.store, remeasured.steps(graph, remeasure))
-    view = plan_view.View.of(graph, found, project.store, jobs=jobs, memory_bytes=memory)
+    view = plan_view.View.of(project.plan(select, remeasure), project.store, jobs=jobs, memory_bytes=memory)
     if as_json:
         print(json.dumps(plan_view.as_json(view), indent=2))
     else:
@@ -101,19 +97,14 @@ def build(
     from pipelines.build.build_matrix import build as build_all
     from pipelines.build.project import Project
     from pipelines.cli import progress as console
-    from pipelines.plan import remeasure as remeasured
 
     screen = console.screen()
     project = Project.open(matrix, store=store, dist=dist, jobs=jobs)
     _print_notes(project.matrix)
-    graph = project.graph(select)
-    again = remeasured.steps(graph, remeasure)
-    with console.BuildProgress(screen, total=len(graph.steps)) as progress:
-        result = build_all(
-            project, graph, with_images=image, base=base, repository=repository, again=again,
-            listen=progress, say=progress.say,
-        )  # fmt: skip
-    console.show_result(screen, graph, result)
+    plan = project.plan(select, remeasure)
+    with console.BuildProgress(screen, total=len(plan.graph.steps)) as progress:
+        result = build_all(project, plan, with_images=image, base=base, repository=repository, progress=progress)
+    console.show_result(screen, plan.graph, result)
     return result.exit_code
 
 

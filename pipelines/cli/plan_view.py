@@ -1,4 +1,4 @@
-"""What `enginery plan` shows: each row's fate and worker, what is built and why, and what it will probably take."""
+"""What `enginery plan` shows: each row's action and worker, what is built and why, and what it will probably take."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from rich.markup import escape
 from pipelines.inspect.text import table
 from pipelines.plan.estimate import Estimate, Totals, estimates, totals
 from pipelines.plan.graph import Graph, RowPlan
-from pipelines.plan.layout import target_of
-from pipelines.plan.staleness import Staleness, not_here, ours
+from pipelines.plan.staleness import Plan, Staleness, not_here, ours
 from pipelines.plan.workers import differences, spec_here
 from pipelines.store.store import Store
 
@@ -26,8 +25,7 @@ MAX_REASONS = 3  # of a step, on the screen; --json has all
 class View:
     """A plan with everything that is shown of it."""
 
-    graph: Graph
-    states: Mapping[str, Staleness]
+    plan: Plan
     ours: frozenset[str]  # the steps that this machine reuses or builds; the others are a worker's
     estimates: Mapping[str, Estimate | None]
     totals: Totals
@@ -35,61 +33,58 @@ class View:
     memory_bytes: int  # of this machine
 
     @classmethod
-    def of(cls, graph: Graph, states: Mapping[str, Staleness], store: Store, *, jobs: int, memory_bytes: int) -> View:
-        mine = frozenset(ours(graph, states).steps)
-        found = estimates(graph, {step: state for step, state in states.items() if step in mine}, store)
+    def of(cls, plan: Plan, store: Store, *, jobs: int, memory_bytes: int) -> View:
+        mine = frozenset(ours(plan).steps)
+        guesses = estimates(plan.graph, {step: state for step, state in plan.states.items() if step in mine}, store)
         existing = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
         return cls(
-            graph=graph,
-            states=states,
+            plan=plan,
             ours=mine,
-            estimates=found,
-            totals=totals(graph, found, jobs),
+            estimates=guesses,
+            totals=totals(plan.graph, guesses, jobs),
             free_bytes=shutil.disk_usage(existing).free,
             memory_bytes=memory_bytes,
         )
 
-    def steps_of(self, plan: RowPlan) -> list[str]:
+    def missing_steps(self, row: RowPlan) -> list[str]:
         """What a row needs that is not there yet."""
-        if plan.verdict is None:
+        if row.verdict is None:
             return []
-        return [step for step in self.graph.closure([plan.verdict.step]).steps if self.states[step].record is None]
+        steps = self.plan.graph.closure([row.verdict.step]).steps
+        return [step for step in steps if self.plan.states[step].record is None]
 
-    def fate(self, plan: RowPlan) -> str:
-        """ "reuse", "judge" (its engine is there), "build" or "skip"."""
-        if plan.engine is None or not_here(plan, self.states):
+    def action(self, row: RowPlan) -> str:
+        """What is planned for a row: "reuse", "judge" (its engine is there), "build" or "skip"."""
+        if row.engine is None or not_here(row, self.plan.states):
             return "skip"
-        if self.states[plan.engine.step].record is None:
+        if self.plan.record(row.engine) is None:
             return "build"
-        return "judge" if self.steps_of(plan) else "reuse"
+        return "judge" if self.missing_steps(row) else "reuse"
 
-    def why_not(self, plan: RowPlan) -> str | None:
+    def refusal(self, row: RowPlan) -> str | None:
         """Why a row is skipped; of one that a worker builds also what is new for that worker."""
-        why = not_here(plan, self.states)
-        if plan.shards is not None:
-            made = "are there" if self.states[plan.shards.step].record is not None else "are made here"
-            return f"{why}; its {plan.row.tp} shards {made}"
-        if why is None or plan.built_by is None or plan.verdict is None:
+        why = not_here(row, self.plan.states)
+        if row.shards is not None:
+            where = "are there" if self.plan.record(row.shards) is not None else "are made here"
+            return f"{why}; its {row.row.tp} shards {where}"
+        if why is None or row.built_by is None:
             return why
-        reasons = dict.fromkeys(
-            reason
-            for step in self.graph.closure([plan.verdict.step]).steps
-            if step not in self.ours and self.states[step].record is None
-            for reason in why_of(self.states[step])[0]
-        )
-        apart = differences(plan.built_by, spec_here(plan.built_by.spec.worker, ()))
-        if apart:
-            reasons[f"it may not find the ONNX of this machine ({', '.join(apart)}): install the same versions"] = None
+        theirs = (step for step in self.missing_steps(row) if step not in self.ours)
+        reasons = dict.fromkeys(reason for step in theirs for reason in reasons_of(self.plan.states[step])[0])
+        other_versions = differences(row.built_by, spec_here(row.built_by.spec.worker, ()))
+        if other_versions:
+            versions = ", ".join(other_versions)
+            reasons[f"it may not find the ONNX of this machine ({versions}): install the same versions"] = None
         return "; ".join([why, *reasons])
 
 
-def worker_of(plan: RowPlan) -> str:
+def worker_of(planned: RowPlan) -> str:
     """Where a row is built: here, by a worker that registered, or what a worker must be for it."""
-    if plan.built_by is not None:
-        return f"{plan.built_by.host}, since {plan.built_by.time[:16]}"
-    if plan.refusal is None:
+    row, sku = planned.row, planned.row.sku
+    if planned.built_by is not None:
+        return f"{planned.built_by.host}, since {planned.built_by.time[:16]}"
+    if planned.refusal is None:
         return "here"
-    row, sku = plan.row, plan.row.sku
     if sku.kind == "cpu":
         return f"a CPU like {sku.name}"
     if sku.compiler == "tensorrt" or row.tp > 1:
@@ -99,40 +94,41 @@ def worker_of(plan: RowPlan) -> str:
 
 def show(console: Console, view: View) -> None:
     """Rows, then the steps that will run and why, then what it takes."""
+    graph, states = view.plan.graph, view.plan.states
     colour = {"skip": "yellow", "build": "green", "judge": "cyan", "reuse": "dim"}
-    fates = {plan.row.name: view.fate(plan) for plan in view.graph.rows}
+    actions = {row.row.name: view.action(row) for row in graph.rows}
     rows = [
         (
-            plan.row.name,
-            fates[plan.row.name],
-            worker_of(plan),
-            time_of(_sum(view, view.steps_of(plan))) if fates[plan.row.name] in ("build", "judge") else "",
-            view.why_not(plan) or "",
+            row.row.name,
+            actions[row.row.name],
+            worker_of(row),
+            time_of(_seconds(view, row)) if actions[row.row.name] in ("build", "judge") else "",
+            view.refusal(row) or "",
         )
-        for plan in view.graph.rows
+        for row in graph.rows
     ]
     head, *lines = table([("row", "plan", "worker", "time", ""), *rows])
     console.print(f"[bold]{head}[/]")
-    for line, row in zip(lines, rows, strict=True):
-        console.print(f"[{colour[row[1]]}]{escape(line)}[/]")
+    for line, cells in zip(lines, rows, strict=True):
+        console.print(f"[{colour[cells[1]]}]{escape(line)}[/]")
     if view.estimates:
         console.print("\n[bold]To build, and why[/]")
         for step_id, guess in view.estimates.items():
-            reasons, after = why_of(view.states[step_id])
-            said = "; ".join(part for part in (cost_of(guess), after) if part)
-            console.print(f"  {step_id}  [dim]{said}[/]")
+            reasons, after = reasons_of(states[step_id])
+            cost = "; ".join(part for part in (cost_of(guess), after) if part)
+            console.print(f"  {step_id}  [dim]{cost}[/]")
             for reason in reasons:
                 console.print(f"      {escape(reason)}")
-    counts = Counter(fates.values())
-    said = ", ".join(f"{counts[fate]} {word}" for fate, word in WORDS.items() if counts[fate])
-    console.print(f"\n{len(view.graph.rows)} rows: {said}.")
+    counts = Counter(actions.values())
+    sums = ", ".join(f"{counts[action]} {label}" for action, label in ACTIONS.items() if counts[action])
+    console.print(f"\n{len(graph.rows)} rows: {sums}.")
     reused = len(view.ours) - len(view.estimates)
-    console.print(f"{len(view.estimates)} steps to build, {reused} reused. {sharing(view.graph)}")
-    for line in sums(view):
+    console.print(f"{len(view.estimates)} steps to build, {reused} reused. {sharing(graph)}")
+    for line in totals_of(view):
         console.print(line)
 
 
-def why_of(state: Staleness) -> tuple[list[str], str]:
+def reasons_of(state: Staleness) -> tuple[list[str], str]:
     """A step's own reasons, and, where it has none, after which stages it comes: what is built anew upstream."""
     own = [reason.words for reason in state.own]
     if not own:
@@ -142,7 +138,7 @@ def why_of(state: Staleness) -> tuple[list[str], str]:
     return [*own[:MAX_REASONS], *more], ""
 
 
-WORDS = {
+ACTIONS = {
     "build": "to build",
     "judge": "to judge anew with the engine there is",
     "reuse": "up to date",
@@ -150,23 +146,23 @@ WORDS = {
 }
 
 
-def sums(view: View) -> list[str]:
+def totals_of(view: View) -> list[str]:
     """The last lines: time, memory and disk, and what stands in the way."""
     if not view.estimates:
         return ["Nothing to build."]
-    found = view.totals
-    if len(found.unknown) == len(view.estimates):
+    totals = view.totals
+    if len(totals.unknown) == len(view.estimates):
         return ["No estimate of time, memory and disk: no stage of these has run with this store."]
     lines = [
-        f"About {time_of(found.wall_s)} ({time_of(found.work_s)} one after the other), "
-        f"{found.peak_rss_bytes / 2**30:.1f} GiB of memory at most, {found.output_bytes / 1e6:.0f} MB of new files."
+        f"About {time_of(totals.wall_s)} ({time_of(totals.work_s)} one after the other), "
+        f"{totals.peak_rss_bytes / 2**30:.1f} GiB of memory at most, {totals.output_bytes / 1e6:.0f} MB of new files."
     ]
-    if found.unknown:
-        stages = sorted({step.partition("/")[0] for step in found.unknown})
-        lines.append(f"Not counted: {len(found.unknown)} steps ({', '.join(stages)}) of which none ever ran here.")
-    if found.peak_rss_bytes > view.memory_bytes > 0:
+    if totals.unknown:
+        stages = sorted({step.partition("/")[0] for step in totals.unknown})
+        lines.append(f"Not counted: {len(totals.unknown)} steps ({', '.join(stages)}) of which none ever ran here.")
+    if totals.peak_rss_bytes > view.memory_bytes > 0:
         lines.append(f"[red]This machine has {view.memory_bytes / 2**30:.1f} GiB: build with fewer --jobs.[/]")
-    if found.output_bytes > view.free_bytes:
+    if totals.output_bytes > view.free_bytes:
         lines.append(f"[red]Only {view.free_bytes / 1e6:.0f} MB are free for the store.[/]")
     return lines
 
@@ -188,7 +184,8 @@ def time_of(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _sum(view: View, steps: list[str]) -> float:
+def _seconds(view: View, row: RowPlan) -> float:
+    steps = view.missing_steps(row)
     return sum(guess.duration_s for step in steps if (guess := view.estimates[step]) is not None)
 
 
@@ -202,23 +199,24 @@ def sharing(graph: Graph) -> str:
 
 
 def as_json(view: View) -> dict[str, Any]:
-    """The plan for programs: rows with their fate, worker and steps; steps with their state, reasons and estimate."""
+    """The plan for programs: rows with what is planned for them; steps with their state, reasons and estimate."""
+    graph, states = view.plan.graph, view.plan.states
     return {
         "rows": [
             {
-                "row": plan.row.name,
-                "sku": plan.row.sku.name,
-                "target": target_of(plan.row),
-                "number_of_gpus": plan.row.tp if plan.row.sku.kind == "gpu" else 0,
-                "plan": view.fate(plan),
-                "worker": worker_of(plan),
-                "refusal": view.why_not(plan),
-                "engine": plan.engine.step if plan.engine else None,
-                "shards": plan.shards.step if plan.shards else None,
-                "verdict": plan.verdict.step if plan.verdict else None,
-                "to_build": view.steps_of(plan),
+                "row": row.row.name,
+                "sku": row.row.sku.name,
+                "target": row.row.sku.target,
+                "number_of_gpus": row.row.tp if row.row.sku.kind == "gpu" else 0,
+                "plan": view.action(row),
+                "worker": worker_of(row),
+                "refusal": view.refusal(row),
+                "engine": row.engine.step if row.engine else None,
+                "shards": row.shards.step if row.shards else None,
+                "verdict": row.verdict.step if row.verdict else None,
+                "to_build": view.missing_steps(row),
             }
-            for plan in view.graph.rows
+            for row in graph.rows
         ],
         "steps": [
             {
@@ -228,7 +226,7 @@ def as_json(view: View) -> dict[str, Any]:
                 "last_duration_s": state.record.duration_s if state.record is not None else None,
                 "estimate": asdict(guess) if (guess := view.estimates.get(step_id)) else None,
             }
-            for step_id, state in view.states.items()
+            for step_id, state in states.items()
         ],
         "totals": asdict(view.totals),
     }

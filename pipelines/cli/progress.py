@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from pipelines.build.executor import StepResult
 from pipelines.build.result import BuildResult
 from pipelines.cli.plan_view import sharing
-from pipelines.image.build import describe
+from pipelines.image.images import describe
 from pipelines.plan.graph import Graph, Step
 
 
@@ -56,20 +56,17 @@ class BuildProgress:
     ) -> None:
         self._progress.stop()
 
-    def say(self, what: str) -> None:
-        """What is going on after the steps."""
-        self._progress.update(self._all, description=what)
+    def log(self, message: str) -> None:
+        self._progress.update(self._all, description=message)
 
-    def __call__(self, event: str, step: Step, result: StepResult | None) -> None:
-        if event == "started":
-            self._running[step.id] = self._progress.add_task(f"{step.stage} {step.subject}", total=None, count="")
-            return
+    def started(self, step: Step) -> None:
+        self._running[step.id] = self._progress.add_task(f"{step.stage} {step.subject}", total=None, count="")
+
+    def finished(self, step: Step, result: StepResult) -> None:
         if step.id in self._running:
             self._progress.remove_task(self._running.pop(step.id))
         self._finished += 1
         self._progress.update(self._all, advance=1, count=f"{self._finished}/{self._total}")
-        if result is None:
-            return
         if result.error is not None and result.blocked_by is None:
             self.console.print(f"[red]✗[/] {step.stage:9}{step.subject}\n    {escape(result.error)}")
         elif result.record is not None and not result.reused and step.stage != "judge":
@@ -99,11 +96,11 @@ def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
             continue
         console.print(f"\n[bold]{model.model.name}[/]  {model.manifest_digest}")
         console.print(f"  ships {len(model.shipped)} profiles")
-        for row, why in sorted((model.left_out or {}).items()):
+        for row, why in sorted(model.left_out.items()):
             console.print(f"  [yellow]not shipped[/] {row}: {escape('; '.join(why))}")
         for note in model.notes:
             console.print(f"  [yellow]note[/] {escape(note)}")
         for made in model.images:
-            where = "in the Docker engine" if made.loaded is None else f"only as files: {made.loaded}"
+            where = "in the Docker engine" if made.loaded else f"only as files: {made.not_loaded_because}"
             console.print(f"  image {escape(describe(made))}\n  {escape(where)}")
         console.print(f"  {model.folder}/report.html")

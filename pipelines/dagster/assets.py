@@ -3,7 +3,6 @@
 https://docs.dagster.io/guides/build/assets
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,9 @@ from pipelines.dagster.asset_checks import GATE, checks_table, gate_result
 from pipelines.dagster.lineage import code_version
 from pipelines.dagster.partitions import Partitions
 from pipelines.dagster.resources import Factory, model_of
-from pipelines.image.build import describe
+from pipelines.gate import verdict as verdicts
+from pipelines.gate.verdict import Verdict
+from pipelines.image.images import describe
 from pipelines.publish.last_published import link
 from pipelines.publish.to_bucket import Result
 from pipelines.store.store import Record, Store
@@ -49,16 +50,16 @@ def verdict(context: dg.AssetExecutionContext, factory: Factory) -> Rows:
     """The gate's judgement of one engine: metrics, thresholds and the digests judged."""
     record = factory.build_row(context, lambda plan: plan.verdict)
     if record is not None:
-        content = json.loads(Store(Path(factory.store)).verified(record.outputs["verdict.json"]).read_bytes())
+        judged = verdicts.load(Store(Path(factory.store)).verified(record.outputs["verdict.json"]).read_bytes())
         report = Path(factory.dist).absolute() / model_of(context) / "report.html"
         yield dg.MaterializeResult(
             metadata={
-                **verdict_metadata(content, factory),
+                **verdict_metadata(judged, factory),
                 "report": dg.MetadataValue.path(report),
                 **record_metadata(record, factory),
             },
             data_version=data_version(record),
-            check_results=[gate_result(context.partition_key, content)],
+            check_results=[gate_result(context.partition_key, judged)],
         )
 
 
@@ -143,13 +144,13 @@ def record_metadata(record: Record, factory: Factory) -> dict[str, Any]:
     return metadata
 
 
-def verdict_metadata(content: dict[str, Any], factory: Factory) -> dict[str, Any]:
+def verdict_metadata(verdict: Verdict, factory: Factory) -> dict[str, Any]:
     """The metrics of a verdict, its checks, and the engines that it is about."""
-    engines = {name: digest for name, digest in content["digests"].items() if name.startswith("engine")}
+    engines = {name: digest for name, digest in verdict.digests.items() if name.startswith("engine")}
     sizes = [Store(Path(factory.store)).path(digest).stat().st_size for digest in engines.values()]
     return {
-        **{check["name"]: check["value"] for check in content["checks"] if isinstance(check["value"], int | float)},
-        "gate": checks_table(content),
+        **{check.name: check.value for check in verdict.checks if check.value is not None},
+        "gate": checks_table(verdict),
         **{f"{name} digest": digest for name, digest in engines.items()},
         "engine size_bytes": sum(sizes),
     }
@@ -158,7 +159,7 @@ def verdict_metadata(content: dict[str, Any], factory: Factory) -> dict[str, Any
 def rows_table(packaged: ModelResult) -> dg.TableMetadataValue:
     """A line for each row of a model: shipped, or why not."""
     lines = [(row, "shipped", "") for row in packaged.shipped]
-    lines += [(row, "left out", "; ".join(why)) for row, why in sorted((packaged.left_out or {}).items())]
+    lines += [(row, "left out", "; ".join(why)) for row, why in sorted(packaged.left_out.items())]
     records = [dg.TableRecord({"row": row, "state": state, "why": why}) for row, state, why in lines]
     columns = [dg.TableColumn(name, "string") for name in ("row", "state", "why")]
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.errors import WorkerError
-from pipelines.matrix.values import Matrix, Row, Sku, Worker, refusal_here
+from pipelines.matrix.values import Matrix, Row, RowName, Sku, Worker, refusal_here
 
 DEFAULT_QUEUE = "home"
 GPU_LABEL = "nvidia.com/gpu.product"  # NVIDIA's GPU feature discovery writes it
@@ -24,8 +24,8 @@ def queue(sku: str) -> str:
 
 def sku_of(partition: str | None) -> str | None:
     """The SKU in a partition's name, if it is a row's: "tiny__l40s__fp8__tp1" -> "l40s"."""
-    parts = (partition or "").split("__")
-    return parts[1] if len(parts) == 4 else None
+    name = RowName.parse(partition or "")
+    return None if name is None else name.sku
 
 
 def queue_of(partition: str | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.build.build_matrix import image_model, package_model, packaged_model, write_report
+from pipelines.build.build_model import image_model, package_model, packaged_model, write_report
 from pipelines.build.executor import run
 from pipelines.build.project import Project
 from pipelines.build.result import ModelResult
@@ -21,7 +21,7 @@ from pipelines.dagster.placement import WORKER_SKUS, refusal
 from pipelines.errors import EngineryError
 from pipelines.plan import workers
 from pipelines.plan.graph import Graph, Ref, RowPlan
-from pipelines.plan.staleness import Staleness, not_here, states
+from pipelines.plan.staleness import Plan, Staleness, not_here
 from pipelines.publish import last_published
 from pipelines.publish.last_published import MODEL, NO_DESTINATION, Destination
 from pipelines.publish.to_bucket import Result
@@ -33,15 +33,19 @@ RETRY_AFTER_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FactoryPlan:
     """What the matrix, the models, the installed versions and the store say at one moment; each is read once."""
 
     project: Project
-    graph: Graph
+    plan: Plan
 
-    @cached_property
+    @property
+    def graph(self) -> Graph:
+        return self.plan.graph
+
+    @property
     def staleness(self) -> Mapping[str, Staleness]:
-        return states(self.graph, self.project.store)
+        return self.plan.states
 
     @cached_property
     def lineages(self) -> Mapping[AssetPartition, Lineage]:
@@ -79,12 +83,12 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
     def project(self) -> Project:
         return Project.open(Path(self.matrix), store=Path(self.store), dist=Path(self.dist), jobs=self.jobs)
 
-    def plan(self, model: str | None = None) -> Plan:
+    def plan(self, model: str | None = None) -> FactoryPlan:
         """The steps as they are now, not as they were when the definitions were loaded; of one model, or of all."""
         project = self.project()
-        return Plan(project=project, graph=project.graph([f"{model}__*"] if model is not None else []))
+        return FactoryPlan(project=project, plan=project.plan([f"{model}__*"] if model is not None else []))
 
-    def stale(self, plan: Plan) -> dict[AssetPartition, Stale]:
+    def stale(self, plan: FactoryPlan) -> dict[AssetPartition, Stale]:
         """Every partition that is to be built; a publication only where there is a destination."""
         unpublished: Mapping[str, str] = {}
         if self.destination is not None:
@@ -110,14 +114,14 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
                 raise dg.Failure(description=reason, allow_retries=False)
             if WORKER_SKUS in os.environ:  # a pod is a worker for one run, and a queue's worker may have been upgraded
                 workers.register(store, workers.spec_here(machine, os.environ[WORKER_SKUS].split(",")))
-            elsewhere = not_here(row, plan.staleness if row.built_by else {})
+            elsewhere = not_here(row, plan.staleness)
             ref = output(row)
             if elsewhere is not None or ref is None:
                 context.log.warning("%s is skipped: %s", row.row.name, elsewhere)
                 return None
             return self._build(context, plan, ref.step)
 
-    def _build(self, context: dg.AssetExecutionContext, plan: Plan, step: str) -> Record:
+    def _build(self, context: dg.AssetExecutionContext, plan: FactoryPlan, step: str) -> Record:
         store = plan.project.store
         with store.locked(wait=True, shared=True):
             results = run(plan.graph.closure([step]), store, jobs=self.jobs, shared=True)
@@ -133,22 +137,20 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def package(self, context: dg.AssetExecutionContext) -> ModelResult:
         """Package what the store has of the run's model, and write its report."""
-        with self.as_failure(context):
-            plan, model = self.plan(context.partition_key), context.partition_key
-            with plan.project.store.locked(wait=True):
-                packaged = package_model(plan.project, plan.graph, model)
-                write_report(plan.project, plan.graph, packaged)
+        with self.as_failure(context), Store(Path(self.store)).locked(wait=True):
+            current = self.plan(context.partition_key)
+            packaged = package_model(current.project, current.plan, context.partition_key)
+            write_report(current.project, current.plan, packaged)
             return packaged
 
     def images(self, context: dg.AssetExecutionContext) -> ModelResult:
         """Build the images of the manifest that is packaged of the run's model, and write its report with them."""
-        with self.as_failure(context):
-            plan, model = self.plan(context.partition_key), context.partition_key
-            with plan.project.store.locked(wait=True):
-                packaged = packaged_model(plan.project, model)
-                repository = self.repository.replace(MODEL, model) if self.repository is not None else None
-                with_images = image_model(plan.project, packaged, base=self.base, repository=repository)
-                write_report(plan.project, plan.graph, with_images)
+        with self.as_failure(context), Store(Path(self.store)).locked(wait=True):
+            current, model = self.plan(context.partition_key), context.partition_key
+            packaged = packaged_model(current.project, model)
+            repository = self.repository.replace(MODEL, model) if self.repository is not None else None
+            with_images = image_model(current.project, packaged, base=self.base, repository=repository)
+            write_report(current.project, current.plan, with_images)
             return with_images
 
     @property
@@ -179,5 +181,5 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def model_of(context: dg.AssetExecutionContext) -> str:
-    """The model of a run's partition: "tiny__l40s__fp8__tp1" -> "tiny"."""
+    """The model of a run's partition, which is a row, a typed ONNX ("tiny__fp16") or a model: each begins with it."""
     return str(context.partition_key).partition("__")[0]

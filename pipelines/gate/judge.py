@@ -2,58 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from pipelines.gate.thresholds import Thresholds
-
-SCHEMA_VERSION = 1
-
-Evaluated = Literal["engine", "typed-onnx"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One figure against one threshold."""
-
-    name: str  # "cosine_mean"
-    value: float | None  # None: was not measured
-    threshold: float | None  # None: nothing is demanded
-    passed: bool | None  # None: not judged
-    why: str  # in plain words: what was found
-    remedy: str = ""  # what helps, if it failed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The gate's judgement of one engine. It names the digests it judged, so that it cannot be held against others."""
-
-    row: str
-    passed: bool
-    evaluated: str
-    judged_with: str  # "onnxruntime 1.31.1"
-    checks: tuple[Check, ...]
-    digests: Mapping[str, str]
-    proof_min_cosine: float  # what the boot proof must reach; goes into the manifest
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why it failed; empty when it passed."""
-        return tuple(check.why for check in self.checks if check.passed is False)
-
-    @property
-    def remedies(self) -> tuple[str, ...]:
-        """What helps, each once."""
-        return tuple(dict.fromkeys(check.remedy for check in self.checks if check.passed is False and check.remedy))
-
-    def to_json(self) -> bytes:
-        """Canonical bytes of verdict.json: no clock, no path; only speed figures differ between two runs."""
-        content = {"schema_version": SCHEMA_VERSION, **asdict(self), "reasons": self.reasons, "remedies": self.remedies}
-        content["judged_on"] = content.pop("evaluated")
-        return json.dumps(content, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
+from pipelines.gate.verdict import Check, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

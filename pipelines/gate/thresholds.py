@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from serving.contract.profile import Precision
 
@@ -18,9 +19,7 @@ class Thresholds:
     max_ndcg_drop: float | None = None  # nDCG@10 of the reference minus the engine's; one-sided
     min_kendall_tau: float | None = None  # rerank: the order of the golden pairs' scores, 1 where it is the reference's
     max_score_error: float | None = None  # rerank: the largest difference of a logit from the reference's
-    max_top1_drop: float | None = (
-        None  # clip: zero-shot accuracy of the reference minus the engine's, 0.001 is 0.1 point
-    )
+    max_top1_drop: float | None = None  # clip: zero-shot accuracy of the reference minus the engine's
     min_batch_invariance: float | None = None  # cosine of a text alone and in a full batch
     max_batch_score_error: float | None = None  # rerank: difference of a logit alone and in a full batch
     min_realized_precision: float | None = None  # share of matrix multiplications that run in the precision
@@ -29,126 +28,52 @@ class Thresholds:
     proof_min_cosine: float  # the worst golden text at boot
 
 
-_P = Precision
-_SIXTEEN_BIT = Thresholds(
-    min_cosine_p1=0.9995,
-    min_cosine_min=0.999,
-    max_ndcg_drop=1e-3,
-    min_batch_invariance=0.9999,
-    min_realized_precision=0.9,
-    min_speed_ratio=1.3,
-    max_latency_ratio=1.05,
-    proof_min_cosine=0.999,
-)
-_RERANK: Mapping[Precision, Thresholds] = {
-    _P.FP32: Thresholds(
-        min_kendall_tau=0.999,
-        max_score_error=1e-3,
-        max_ndcg_drop=1e-3,
-        max_batch_score_error=1e-3,
-        proof_min_cosine=0.999,
-    ),
-    _P.FP16: Thresholds(
-        min_kendall_tau=0.995,
-        max_score_error=0.05,
-        max_ndcg_drop=1e-3,
-        max_batch_score_error=0.05,
-        min_realized_precision=0.9,
-        min_speed_ratio=1.3,
-        max_latency_ratio=1.05,
-        proof_min_cosine=0.999,
-    ),
-    _P.BF16: Thresholds(
-        min_kendall_tau=0.98,
-        max_score_error=0.2,
-        max_ndcg_drop=1e-3,
-        max_batch_score_error=0.2,
-        min_realized_precision=0.9,
-        min_speed_ratio=1.3,
-        max_latency_ratio=1.05,
-        proof_min_cosine=0.999,
-    ),
-    _P.FP8: Thresholds(
-        max_ndcg_drop=2e-3,
-        max_batch_score_error=0.5,
-        min_realized_precision=0.7,
-        min_speed_ratio=1.1,
-        max_latency_ratio=1.05,
-        proof_min_cosine=0.98,
-    ),
-    _P.INT8: Thresholds(
-        max_ndcg_drop=5e-3,
-        max_batch_score_error=0.5,
-        min_realized_precision=0.4,  # the recovery search keeps what int8 harms wide
-        min_speed_ratio=1.1,
-        max_latency_ratio=1.05,
-        proof_min_cosine=0.97,
-    ),
+# Field -> its default for each precision, in the order of Precision. docs/matrix.md gives the source of each figure.
+_Table = Mapping[str, tuple[Any, Any, Any, Any, Any]]
+# fmt: off
+_EVERY_TASK: _Table = {  # fp32 is the reference's own precision: it has no baseline, and nothing to realise
+    #                          fp32    fp16    bf16    fp8    int8
+    "min_realized_precision": (None,   0.9,    0.9,    0.7,   0.4),  # int8: some layers stay in high precision
+    "min_speed_ratio":        (None,   1.3,    1.3,    1.1,   1.1),
+    "max_latency_ratio":      (None,   1.05,   1.05,   1.05,  1.05),
+    "proof_min_cosine":       (0.999,  0.999,  0.999,  0.98,  0.97),
 }
-_CLIP: Mapping[Precision, Thresholds] = {
-    _P.FP32: Thresholds(
-        min_cosine_mean=0.9999,
-        min_cosine_p1=0.9999,
-        min_cosine_min=0.9999,
-        max_top1_drop=1e-3,
-        min_batch_invariance=0.9999,
-        proof_min_cosine=0.999,
-    ),
-    _P.FP16: replace(_SIXTEEN_BIT, max_ndcg_drop=None, max_top1_drop=1e-3),
-    _P.BF16: replace(_SIXTEEN_BIT, max_ndcg_drop=None, max_top1_drop=1e-3),
-    _P.FP8: Thresholds(
-        min_cosine_mean=0.995,
-        min_cosine_p1=0.98,
-        max_top1_drop=3e-3,
-        min_batch_invariance=0.999,
-        min_realized_precision=0.65,
-        min_speed_ratio=1.1,
-        max_latency_ratio=1.05,
-        proof_min_cosine=0.97,
-    ),
-    _P.INT8: Thresholds(
-        min_cosine_mean=0.99,
-        max_top1_drop=3e-3,
-        min_batch_invariance=0.998,
-        min_realized_precision=0.4,  # the recovery search keeps what int8 harms wide
-        min_speed_ratio=1.1,
-        max_latency_ratio=1.05,
-        proof_min_cosine=0.97,
-    ),
+_VECTORS: _Table = {
+    **_EVERY_TASK,
+    "min_cosine_mean":        (0.9999, None,   None,   0.995, 0.99),
+    "min_cosine_p1":          (0.9999, 0.9995, 0.9995, 0.98,  None),
+    "min_cosine_min":         (0.9999, 0.999,  0.999,  None,  None),
+    "min_batch_invariance":   (0.9999, 0.9999, 0.9999, 0.999, 0.998),
 }
-# Anchored on what peers hold themselves to; docs/matrix.md gives the source of each figure.
+_EMBED: _Table = {
+    **_VECTORS,
+    "max_ndcg_drop":          (1e-3,   1e-3,   1e-3,   5e-3,  1e-2),
+}
+_RERANK: _Table = {
+    **_EVERY_TASK,
+    "min_kendall_tau":        (0.999,  0.995,  0.98,   None,  None),
+    "max_score_error":        (1e-3,   0.05,   0.2,    None,  None),
+    "max_batch_score_error":  (1e-3,   0.05,   0.2,    0.5,   0.5),
+    "max_ndcg_drop":          (1e-3,   1e-3,   1e-3,   2e-3,  5e-3),
+}
+_CLIP: _Table = {
+    **_VECTORS,
+    "max_top1_drop":          (1e-3,   1e-3,   1e-3,   3e-3,  3e-3),
+    "min_realized_precision": (None,   0.9,    0.9,    0.65,  0.4),
+    "proof_min_cosine":       (0.999,  0.999,  0.999,  0.97,  0.97),
+}
+# fmt: on
+
+
+def _by_precision(table: _Table) -> Mapping[Precision, Thresholds]:
+    return {
+        precision: Thresholds(**{field: values[column] for field, values in table.items()})
+        for column, precision in enumerate(Precision)
+    }
+
+
 DEFAULT_GATES: Mapping[str, Mapping[Precision, Thresholds]] = {
-    "embed": {
-        _P.FP32: Thresholds(  # the reference's own precision: no baseline, nothing to realise
-            min_cosine_mean=0.9999,
-            min_cosine_p1=0.9999,
-            min_cosine_min=0.9999,
-            max_ndcg_drop=1e-3,
-            min_batch_invariance=0.9999,
-            proof_min_cosine=0.999,
-        ),
-        _P.FP16: _SIXTEEN_BIT,
-        _P.BF16: _SIXTEEN_BIT,
-        _P.FP8: Thresholds(
-            min_cosine_mean=0.995,
-            min_cosine_p1=0.98,
-            max_ndcg_drop=5e-3,
-            min_batch_invariance=0.999,
-            min_realized_precision=0.7,
-            min_speed_ratio=1.1,
-            max_latency_ratio=1.05,
-            proof_min_cosine=0.98,
-        ),
-        _P.INT8: Thresholds(
-            min_cosine_mean=0.99,
-            max_ndcg_drop=1e-2,
-            min_batch_invariance=0.998,
-            min_realized_precision=0.4,  # the recovery search keeps what int8 harms wide
-            min_speed_ratio=1.1,
-            max_latency_ratio=1.05,
-            proof_min_cosine=0.97,
-        ),
-    },
-    "rerank": _RERANK,
-    "clip": _CLIP,
+    "embed": _by_precision(_EMBED),
+    "rerank": _by_precision(_RERANK),
+    "clip": _by_precision(_CLIP),
 }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
 
 from pipelines.errors import ImageContextOnly, ImageError
 from pipelines.image import docker as docker_engine
-from pipelines.image import dockerfile, oci, package, runtime
+from pipelines.image import dockerfile, images, oci, package, runtime
 from pipelines.image.docker import Engine
+from pipelines.image.images import ImageLayer, ImageResult, Kind
 from pipelines.image.runtime import Builder, Runtime
-from pipelines.store.files import key_of, write_atomically
+from pipelines.matrix.values import RowName
+from pipelines.store.files import file_digest, key_of, write_atomically
 from pipelines.store.store import Record, Store
 from serving.contract import manifest
 from serving.contract.manifest import Manifest
@@ -25,8 +27,7 @@ RUNTIMES: Mapping[str, tuple[str, frozenset[str]]] = {
     "rtx": ("", frozenset({"onnxruntime", "openvino", "tensorrt-rtx"})),
     "cuda": ("-cuda", frozenset({"onnxruntime", "openvino", "tensorrt"})),
 }
-# What an image holds of its model: "full" has the engines, "slim" the manifest alone and fetches what it selects.
-Kind = Literal["full", "slim"]
+MANIFEST_LAYER = "manifest"
 KIND_LABEL = "enginery.image.kind"
 REPOSITORY = (
     "ENGINERY_REPOSITORY"  # the variable by which a slim image knows where its files are (serving.settings.settings)
@@ -36,23 +37,6 @@ LAYOUT = "oci"  # the folder in dist/<model> that holds the image layout
 CONTEXT = "context"  # the folder that holds what `docker build` needs, where no image can be made
 # Engines have a layer each, so that releases and models share those that did not change; Docker's overlay takes 128.
 MAX_ENGINE_LAYERS = 96
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageResult:
-    """One image, and where it is."""
-
-    reference: str  # "enginery/all-minilm-l6-v2:0.1.0-cpu"
-    runtime: str  # "cpu"
-    kind: Kind
-    base: str  # what the runtime starts from, in words
-    manifest_digest: str  # what a registry names it by
-    image_id: str  # what the engine names it by: the config's digest
-    layers: tuple[oci.Layer, ...]
-    size_bytes: int
-    layout: Path
-    loaded: str | None  # why it is not in a Docker engine; None: it is
-    notes: tuple[str, ...] = ()  # which images were not made, and why
 
 
 def build_images(
@@ -69,6 +53,7 @@ def build_images(
 ) -> tuple[ImageResult, ...]:
     """Build the images of a packaged model (dist/<model>), by runtime: into its `oci` folder and the Docker engine.
 
+    images.json lists them beside the manifest. A runtime that can execute no profile has no image (without_profile).
     docker=False leaves the engine alone. repository: where slim images look for files unless NIM_REPOSITORY_OVERRIDE
     says otherwise ("s3://bucket/models", "oci://host/model:0.1.0"). Raises ImageError if no image can be made; the
     folder then has the complete context for `docker build` elsewhere.
@@ -76,31 +61,27 @@ def build_images(
     shipped = manifest.read(folder / package.ROOT / package.MANIFEST)
     engine, unreachable = _engine(docker)
     offers = {name: offer(shipped, name) for name in runtimes}
-    possible = [name for name, offered in offers.items() if offered.profiles]
+    possible = [name for name in runtimes if name not in without_profile(shipped, runtimes)]
     if not possible:
         raise ImageError(f"{shipped.model} has no profile that the runtimes {', '.join(runtimes)} can execute")
-    skipped = tuple(
-        f"no {name} image of {shipped.model}: no profile that it can execute"
-        for name in runtimes
-        if name not in possible
-    )
     try:
         bases = runtime.prepare(possible, store=store, engine=engine, base=base, containers=containers, builder=builder)
     except ImageError as error:
+        (folder / images.FILE).unlink(missing_ok=True)  # of an earlier build: it is not of this manifest
         written = write_context(folder, possible, containers=containers, store=store)
         raise ImageContextOnly(
             f"{error}\nthe complete image context is in {written}: where a Docker engine and a base are, run\n"
             f"  docker build --build-arg BASE=IMAGE --file {possible[0]}.Dockerfile {written.name}"
         ) from error
     wanted = [(name, kind) for name in possible for kind in dict.fromkeys(kinds)]
-    images = {
+    assembled = {
         reference_of(shipped, name, kind): _image(folder, offers[name], bases[name], store, kind, repository)
         for name, kind in wanted
     }
-    oci.write_layout(folder / LAYOUT, images, store)
+    oci.write_layout(folder / LAYOUT, assembled, store)
     if engine is not None:
-        engine.load(images, store)
-    return tuple(
+        engine.load(assembled, store)
+    results = tuple(
         ImageResult(
             reference=reference,
             runtime=name,
@@ -108,14 +89,23 @@ def build_images(
             base=bases[name].base,
             manifest_digest=oci.blob_of(image.manifest).digest,
             image_id=oci.blob_of(image.config).digest,
-            layers=image.layers,
             size_bytes=image.size_bytes,
-            layout=folder / LAYOUT,
-            loaded=unreachable,
-            notes=skipped,
+            layers=tuple(
+                ImageLayer(what=layer.what, digest=layer.blob.digest, size_bytes=layer.blob.size_bytes)
+                for layer in image.layers
+            ),
+            loaded=unreachable is None,
+            not_loaded_because=unreachable,
         )
-        for (name, kind), (reference, image) in zip(wanted, images.items(), strict=True)
+        for (name, kind), (reference, image) in zip(wanted, assembled.items(), strict=True)
     )
+    images.write(folder, results)
+    return results
+
+
+def without_profile(shipped: Manifest, runtimes: Sequence[str]) -> list[str]:
+    """The runtimes that can execute none of these profiles."""
+    return [name for name in runtimes if not offer(shipped, name).profiles]
 
 
 def reference_of(shipped: Manifest, name: str, kind: Kind) -> str:
@@ -173,17 +163,33 @@ def _file_layers(root: Path, offered: Manifest, store: Store) -> list[oci.Layer]
     each = -(-len(ordered) // MAX_ENGINE_LAYERS)
     for first in range(0, len(ordered), each):
         group = ordered[first : first + each]
-        names = [p.name.partition("__")[2] for file in group for p in users[file.checksum]]
+        names = [_cell(profile.name) for file in group for profile in users[file.checksum]]
         layers.append(_layer(f"engine: {', '.join(sorted(names))}", group, root, store))
     return layers
 
 
+def _cell(row: str) -> str:
+    name = RowName.parse(row)
+    return row if name is None else name.cell
+
+
 def _manifest_layer(offered: Manifest, store: Store) -> oci.Layer:
     """The uppermost layer, since it changes most; the same in a slim image and a full one."""
-    data = oci.Entry(name=f"{ROOT}/{package.MANIFEST}", source=manifest.dump(offered))
     with store.workspace() as scratch:
-        oci.write_layer([data], scratch / "layer")
-        return oci.Layer(what="manifest", blob=store.put(scratch / "layer"))
+        _write_manifest_layer(offered, scratch / "layer")
+        return oci.Layer(what=MANIFEST_LAYER, blob=store.put(scratch / "layer"))
+
+
+def _write_manifest_layer(offered: Manifest, target: Path) -> None:
+    oci.write_layer([oci.Entry(name=f"{ROOT}/{package.MANIFEST}", source=manifest.dump(offered))], target)
+
+
+def is_of(image: ImageResult, shipped: Manifest) -> bool:
+    """Whether an image was built of this very manifest: whether its layer with the manifest is the one to be built."""
+    with TemporaryDirectory() as scratch:
+        _write_manifest_layer(offer(shipped, image.runtime), Path(scratch, "layer"))
+        wanted = file_digest(Path(scratch, "layer"))
+    return wanted in (layer.digest for layer in image.layers if layer.what == MANIFEST_LAYER)
 
 
 def _is_engine(file: ProfileFile) -> bool:
@@ -232,10 +238,3 @@ def write_context(folder: Path, names: Sequence[str], *, containers: Path, store
         text = (containers / name / "Dockerfile").read_text()
         write_atomically(context / f"{name}.Dockerfile", f"{text}COPY model/{name}/ /\n".encode())
     return context
-
-
-def describe(result: ImageResult) -> str:
-    """An image's size by layer, for a person."""
-    lines = [f"{result.reference}  {result.manifest_digest}  {result.size_bytes / 1e6:.0f} MB"]
-    lines += [f"  {layer.blob.size_bytes / 1e6:8.1f} MB  {layer.what}" for layer in result.layers]
-    return "\n".join(lines)

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
 from pipelines.errors import PackageError
+from pipelines.gate.verdict import Verdict
 from pipelines.matrix.values import Model, Row
 from pipelines.store.files import write_atomically
 from serving.contract import manifest
@@ -41,7 +41,7 @@ class Candidate:
 
     row: Row
     engines: Mapping[str, Path]  # tower -> file
-    verdict: Mapping[str, Any]  # verdict.json: passed, reasons, digests, proof_min_cosine
+    verdict: Verdict
     version: str | None = None  # of the library that compiled it, where that is known better than by this machine's
 
     @property
@@ -116,9 +116,9 @@ def package(
     problems += [p for candidate in judged for p in _problems(candidate, files)]
     if problems:
         raise PackageError("\n".join([f"{model.name} cannot be packaged:", *(f"  {p}" for p in problems)]))
-    left_out = {c.row.name: tuple(c.verdict["reasons"]) for c in judged if not c.verdict["passed"]}
+    left_out = {c.row.name: c.verdict.reasons for c in judged if not c.verdict.passed}
     left_out |= {row: (why,) for row, why in (unbuilt or {}).items()}
-    passed = [candidate for candidate in judged if candidate.verdict["passed"]]
+    passed = [candidate for candidate in judged if candidate.verdict.passed]
     if not passed:
         reasons = [f"  {row}: {'; '.join(why)}" for row, why in sorted(left_out.items())] or ["  it has no rows"]
         remedy = "raise a precision, or change the gates in the matrix if they ask too much"
@@ -135,12 +135,12 @@ def package(
 def _problems(candidate: Candidate, files: _Files) -> Iterable[str]:
     """Why a verdict does not belong to its engine. A verdict that failed needs no engine."""
     name, verdict = candidate.row.name, candidate.verdict
-    if verdict.get("row", name) != name:
-        yield f"{name}: its verdict is of {verdict['row']}; judge it again"
-    elif verdict["passed"]:
+    if verdict.row != name:
+        yield f"{name}: its verdict is of {verdict.row}; judge it again"
+    elif verdict.passed:
         for tower, path in candidate.engines.items():
             what = suffixed("engine", tower)
-            judged, found = verdict["digests"].get(what), files.of(path).sha256
+            judged, found = verdict.digests.get(what), files.of(path).sha256
             if judged != found:
                 yield f"{name}: the verdict judged {judged}, the {what} is {found}; judge it again"
 
@@ -158,7 +158,7 @@ def _profile(
         name=row.name,
         tags=tags,
         files=tuple(sorted(ours, key=lambda file: file.path)),
-        proof_min_cosine=float(candidate.verdict["proof_min_cosine"]),
+        proof_min_cosine=candidate.verdict.proof_min_cosine,
     )
     return replace(profile, digest=manifest.content_digest(profile))
 

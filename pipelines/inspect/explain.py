@@ -13,7 +13,8 @@ from typing import Any
 
 from pipelines.errors import PublishError
 from pipelines.image import build
-from pipelines.release.document import Published, SkuFacts
+from pipelines.image.package_file import SkuFacts
+from pipelines.release.document import Published
 from serving.choice import select
 from serving.choice.listing import listing_json, listing_text
 from serving.choice.select import Decision

@@ -26,6 +26,7 @@ from pipelines.release.document import Published
 from pipelines.remote.address import parse
 from pipelines.remote.pointer import ReleaseEntry, load_pointer, pointer_key
 from pipelines.remote.registry import Registry
+from pipelines.store.files import digest_of
 from serving.cache.sources import Sources
 from serving.cache.sources.base import Location, SourceError, opened
 
@@ -96,7 +97,7 @@ def _in_bucket(reference: str, match: re.Match[str]) -> Found:
 
 def _document(sources: Sources, base: str, digest: str) -> bytes:
     data = fetch(sources, base, to_bucket.document_key(digest))
-    if (found := releases.digest_of(data)) != digest:
+    if (found := digest_of(data)) != digest:
         raise PublishError(f"{base}/{to_bucket.document_key(digest)} hashes to {found}; publish this release again")
     return data
 
@@ -124,7 +125,7 @@ def _in_registry(reference: str, registry: Registry) -> Found:
     if described.get("artifactType") == oci_artifact.TYPE:
         release = _titled(registry, described, reference)
         return Found(reference=reference, release=release, repository=address.uri(address.reference))
-    digest = releases.digest_of(content)
+    digest = digest_of(content)
     referrer = newest(registry.referrers(digest, REFERRER_TYPE))
     if referrer is None:
         raise PublishError(

@@ -10,7 +10,7 @@ import msgspec
 from pipelines.image.package import SHARED
 from pipelines.inspect.resolve import Found
 from pipelines.publish.to_registry import image_tag
-from pipelines.release.document import Check, Published, Verdict
+from pipelines.release.document import Figure, Figures, Published
 from serving.contract.profile import Profile
 
 # Figures of the gate that tell most, in the table; --json has all.
@@ -43,7 +43,7 @@ def total_bytes(release: Published) -> int:
     return sum(file.size_bytes for file in release.files.values())
 
 
-def figures(verdict: Verdict | None) -> str:
+def figures(verdict: Figures | None) -> str:
     """ "cosine_mean 0.99981 (0.995)": a figure and what it had to reach."""
     if verdict is None:
         return ""
@@ -52,7 +52,7 @@ def figures(verdict: Verdict | None) -> str:
     return ", ".join(_figure(check) for check in (telling or list(measured.values()))[:NUM_FIGURES])
 
 
-def _figure(check: Check) -> str:
+def _figure(check: Figure) -> str:
     return f"{check.name} {check.value:.5g}" + (f" ({check.threshold:g})" if check.threshold is not None else "")
 
 

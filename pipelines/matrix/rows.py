@@ -9,7 +9,7 @@ from pipelines.matrix.messages import join, nearest
 from pipelines.matrix.models import repeated_in
 from pipelines.matrix.schema import BuildForm, ExcludeForm, Parts, SkuForm
 from pipelines.matrix.strict_yaml import Place, Problems
-from pipelines.matrix.values import Model, Row, Sku
+from pipelines.matrix.values import Model, Row, RowName, Sku
 from serving.contract.profile import Precision
 
 # What the ahead-of-time builder can target without the GPU: trt.ComputeCapability of TensorRT for RTX 1.7.
@@ -109,7 +109,9 @@ def rows(
             if (owner := owners.setdefault(key, index)) != index:
                 shared.setdefault(owner, []).append(key)
         for owner, keys in shared.items():
-            names = join("__".join([model, sku, precision.value, f"tp{tp}"]) for model, sku, precision, tp in keys[:3])
+            names = join(
+                str(RowName(model=model, sku=sku, precision=precision, tp=tp)) for model, sku, precision, tp in keys[:3]
+            )
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             problems.add(("build", index), f"selects again what build[{owner}] selects: {names}{more}; exclude one")
         _check_fit(index, selected, known_skus, problems)

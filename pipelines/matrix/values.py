@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,15 @@ class Sku:
     def cpu_isa(self) -> str | None:
         """The instruction set that its CPU features mean, as oneDNN names it; None for a GPU or any CPU."""
         return next((isa for feature, isa in CPU_ISA.items() if feature in self.cpu_features), None)
+
+    @property
+    def target(self) -> str:
+        """What the compiler is told of it: "tensorrt-rtx-sm89". SKUs of one target share the engine's bytes."""
+        if self.compute_capability is not None:
+            return f"{self.compiler}-sm{self.compute_capability.replace('.', '')}"
+        if self.compiler == "openvino" and self.cpu_isa is not None:
+            return f"openvino-{self.cpu_isa.lower().replace('_', '-')}"
+        return self.compiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,36 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowName:
+    """A row's name, taken apart. Its one spelling, everywhere: "all-minilm-l6-v2__l40s__fp8__tp1"."""
+
+    model: str
+    sku: str
+    precision: Precision
+    tp: int
+
+    @classmethod
+    def parse(cls, text: str) -> RowName | None:
+        """The parts of a name; None for a text that names no row. `parse(str(name)) == name` holds for every name."""
+        parts = _ROW_NAME.fullmatch(text)
+        if parts is None:
+            return None
+        model, sku, precision, tp = parts.groups()
+        return cls(model=model, sku=sku, precision=Precision(precision), tp=int(tp))
+
+    @property
+    def cell(self) -> str:
+        """The name within its model: "l40s__fp8__tp1"."""
+        return f"{self.sku}__{self.precision}__tp{self.tp}"
+
+    def __str__(self) -> str:
+        return f"{self.model}__{self.cell}"
+
+
+_ROW_NAME = re.compile(rf"([a-z0-9.-]+)__([a-z0-9.-]+)__({'|'.join(Precision)})__tp([1-9][0-9]*)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A cell of the matrix: what to build."""
 
@@ -81,8 +121,16 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The one spelling of this row, everywhere: "all-minilm-l6-v2__l40s__fp8__tp1"."""
-        return f"{self.model.name}__{self.sku.name}__{self.precision.value}__tp{self.tp}"
+        return str(RowName(model=self.model.name, sku=self.sku.name, precision=self.precision, tp=self.tp))
+
+
+def baseline_row(row: Row, rows: Iterable[Row]) -> Row | None:
+    """What a row is timed against: the next wider precision of its SKU; for a CPU else the generic fp32 row."""
+    rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
+    same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
+    of_any_cpu = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
+    generic = of_any_cpu if row.sku.kind == "cpu" else []
+    return next(iter(sorted(same_sku, key=lambda r: r.precision.bits) or generic), None)
 
 
 @dataclass(frozen=True, kw_only=True)

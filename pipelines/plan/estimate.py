@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from pipelines.plan.graph import Graph, Step
+from pipelines.plan.schedule import Schedule
 from pipelines.plan.staleness import Staleness
 from pipelines.store.store import Record, Store
 
@@ -64,44 +65,37 @@ def _of(records: Sequence[Record], basis: str) -> Estimate:
 
 
 def estimates(graph: Graph, states: Mapping[str, Staleness], store: Store) -> dict[str, Estimate | None]:
-    """For each step that would be built."""
+    """For each step that would be built; None for one of a stage that never ran here."""
     past = store.records()
-    found = dict[str, Estimate | None]()
+    by_step = dict[str, Estimate | None]()
     for step_id, state in states.items():
         if state.record is None:
             step = graph.steps[step_id]
             latest = store.latest(step.stage, step.subject)
-            found[step_id] = estimate(step, past, latest.key if latest else None)
-    return found
+            by_step[step_id] = estimate(step, past, latest.key if latest else None)
+    return by_step
 
 
-def totals(graph: Graph, found: Mapping[str, Estimate | None], jobs: int) -> Totals:
-    """Play the build through as pipelines.build.executor does: so many at a time, each after its inputs, some alone."""
-    pending = [step_id for step_id in graph.steps if step_id in found]
-    ends, running, now, peak = dict[str, float](), dict[str, float](), 0.0, 0
-    while pending or running:
-        for step_id in list(pending):
-            step = graph.steps[step_id]
-            waits = any(ref.step in found and ref.step not in ends for ref in step.inputs.values())
-            alone = step.exclusive and running
-            if waits or len(running) >= jobs or alone or any(graph.steps[other].exclusive for other in running):
-                continue
-            guess = found[step_id]
-            running[step_id] = now + (guess.duration_s if guess else 0.0)
-            pending.remove(step_id)
-        peak = max(peak, sum(_rss(found[step_id]) for step_id in running))
-        now = min(running.values())
-        for step_id in [step_id for step_id, end in running.items() if end <= now]:
-            ends[step_id] = running.pop(step_id)
-    known: Iterable[Estimate] = [guess for guess in found.values() if guess]
+def totals(graph: Graph, estimates: Mapping[str, Estimate | None], jobs: int) -> Totals:
+    """Play through the build of these steps, as pipelines.build.executor runs them."""
+    schedule = Schedule({step_id: step for step_id, step in graph.steps.items() if step_id in estimates}, jobs)
+    ends, now, peak = dict[str, float](), 0.0, 0
+    while schedule:
+        for step in schedule.ready():
+            if schedule.may_start(step):
+                schedule.start(step)
+                guess = estimates[step.id]
+                ends[step.id] = now + (guess.duration_s if guess else 0.0)
+        peak = max(peak, sum(guess.peak_rss_bytes for step_id in ends if (guess := estimates[step_id]) is not None))
+        now = min(ends.values())
+        for step_id in [step_id for step_id, end in ends.items() if end <= now]:
+            schedule.finish(graph.steps[step_id])
+            del ends[step_id]
+    known = [guess for guess in estimates.values() if guess is not None]
     return Totals(
         wall_s=now,
         work_s=sum(guess.duration_s for guess in known),
         peak_rss_bytes=peak,
         output_bytes=sum(guess.output_bytes for guess in known),
-        unknown=tuple(step_id for step_id, guess in found.items() if guess is None),
+        unknown=tuple(step_id for step_id, guess in estimates.items() if guess is None),
     )
-
-
-def _rss(guess: Estimate | None) -> int:
-    return guess.peak_rss_bytes if guess else 0

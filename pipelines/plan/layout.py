@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
-from pipelines.datasets import images as pictures
-from pipelines.datasets import retrieval
-from pipelines.matrix.values import Matrix, Model, Row, Worker, refusal_here
+from pipelines.matrix.values import Matrix, Model, Row, Worker, baseline_row, refusal_here
 from pipelines.plan.graph import Graph, Ref, RowPlan, Step
-from pipelines.plan.toolchain import cpu_model, serving_code, source_digest, versions
+from pipelines.plan.sources import Sources
+from pipelines.plan.toolchain import cpu_model, serving_code, versions
 from pipelines.plan.workers import WorkerRecord, has_gpu
 from serving.contract.profile import Precision
 from serving.tasks.base import suffixed
@@ -23,31 +22,38 @@ BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt
 
 
 def graph(
-    matrix: Matrix, rows: Iterable[Row], worker: Worker, elsewhere: Mapping[str, WorkerRecord] | None = None
+    matrix: Matrix,
+    rows: Iterable[Row],
+    worker: Worker,
+    elsewhere: Mapping[str, WorkerRecord] | None = None,
+    sources: Sources | None = None,
 ) -> Graph:
-    """Lay out the steps of these rows for this worker; of the rows `elsewhere`, by name, as other workers do it."""
-    layout = _Layout(matrix, worker)
+    """Lay out the steps of these rows for this worker; of the rows `elsewhere`, by name, as other workers do it.
+
+    sources: the matrix's files, where they were read before.
+    """
+    layout = _Layout(matrix, worker, sources or Sources(matrix))
     plans = []
     for row in rows:
+        built_by = (elsewhere or {}).get(row.name)
+        refusal = None if built_by else refusal_here(row, worker)
         if row.tp > 1:
-            plans.append(layout.divided(row))
-            continue
-        record = (elsewhere or {}).get(row.name)
-        refusal = None if record else refusal_here(row, worker)
-        plans.append(RowPlan(row=row, refusal=refusal) if refusal else layout.row(row, record))
+            plans.append(layout.sharded(row))
+        elif refusal is not None:
+            plans.append(RowPlan(row=row, refusal=refusal))
+        else:
+            plans.append(layout.row(row, built_by))
     return Graph(matrix=matrix, steps=layout.steps, rows=tuple(plans))
 
 
 class _Layout:
     """Steps as they are asked for, each once; a step is added after those it takes from."""
 
-    def __init__(self, matrix: Matrix, worker: Worker) -> None:
-        self.matrix, self.worker = matrix, worker
+    def __init__(self, matrix: Matrix, worker: Worker, sources: Sources) -> None:
+        self.matrix, self.worker, self.sources = matrix, worker, sources
         self.steps: dict[str, Step] = {}
-        self._source_digest = cache(source_digest)  # a model's bytes are hashed once for all its rows
+        self.base = str(matrix.source.parent.absolute())
         self._versions = cache(versions)
-        self._beir_digest = cache(retrieval.beir_digest)
-        self._pictures_digest = cache(pictures.pictures_digest)
 
     def add(
         self,
@@ -75,14 +81,14 @@ class _Layout:
             step = replace(step, subject=f"{subject}@{worker or 'here'}")
         return self.steps.setdefault(step.id, step).id
 
-    def versions(self, part: str, row: Row, record: WorkerRecord | None) -> dict[str, Any]:
+    def versions(self, part: str, row: Row, built_by: WorkerRecord | None) -> dict[str, Any]:
         """The toolchain of a row's step, and whose it is, as `add` takes them."""
         ours = self._versions(part)
-        theirs = ours if record is None else record.spec.versions_of(part)
+        theirs = ours if built_by is None else built_by.spec.versions_of(part)
         return {"toolchain": theirs, "worker": "" if theirs == ours else row.sku.name}
 
-    def row(self, row: Row, record: WorkerRecord | None) -> RowPlan:
-        engine, typed, metrics = self.engine(row, record), self.typed(row), self.metrics(row, record)
+    def row(self, row: Row, built_by: WorkerRecord | None) -> RowPlan:
+        engine, typed, metrics = self.engine(row, built_by), self.typed(row), self.metrics(row, built_by)
         judge = self.add(
             "judge",
             row.name,
@@ -95,14 +101,14 @@ class _Layout:
         )
         return RowPlan(
             row=row,
-            built_by=record,
+            built_by=built_by,
             typed=typed,
             engine=engine,
             metrics=metrics,
             verdict=Ref(step=judge, output="verdict.json"),
         )
 
-    def divided(self, row: Row) -> RowPlan:
+    def sharded(self, row: Row) -> RowPlan:
         """A row that spans GPUs: its ranks' graphs are made and proved here; engines of them are not made yet."""
         typed = self.typed(row)
         step = self.add(
@@ -123,11 +129,10 @@ class _Layout:
         """What a step that reads the model's pictures must know of them; nothing for other tasks."""
         if model.pictures is None:
             return {}
-        folder = self.matrix.folder(model.pictures)
         return {
             "pictures": model.pictures,
-            "pictures_digest": self._pictures_digest(folder),
-            "source_base": str(self.matrix.source.parent.absolute()),
+            "pictures_digest": self.sources.pictures(model),
+            "source_base": self.base,
         }
 
     def texts(self) -> Ref:
@@ -135,13 +140,12 @@ class _Layout:
         return Ref(step=step, output="texts.json")
 
     def exported(self, model: Model, name: str) -> Ref:
-        base = self.matrix.source.parent
         params = {
             "model": model.name,
             "task": model.task,
             "source": model.source,
-            "source_base": str(base.absolute()),
-            "source_digest": self._source_digest(model.source, base),
+            "source_base": self.base,
+            "source_digest": self.sources.revision(model),
             "served_name": model.served_name,
             "release": model.release,
             "max_tokens": model.max_tokens,
@@ -184,7 +188,7 @@ class _Layout:
         itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
         return self.onnx(row.model, Precision.FP32 if itself else row.precision, row.sku.kind)
 
-    def engine(self, row: Row, record: WorkerRecord | None) -> Ref:
+    def engine(self, row: Row, built_by: WorkerRecord | None) -> Ref:
         params: dict[str, Any] = {
             "task": row.model.task,
             "compiler": row.sku.compiler,
@@ -198,10 +202,10 @@ class _Layout:
             params["cpu_isa"] = row.sku.cpu_isa
         step = self.add(
             "compile",
-            f"{row.model.name}__{row.precision}__{target_of(row)}__tp{row.tp}",
+            f"{row.model.name}__{row.precision}__{row.sku.target}__tp{row.tp}",
             params,
             self.towers(row.model, "model.onnx", self.typed(row)),
-            **self.versions(row.sku.compiler, row, record),
+            **self.versions(row.sku.compiler, row, built_by),
         )
         return Ref(step=step, output="engine")
 
@@ -210,13 +214,11 @@ class _Layout:
         judging = {"task": model.task, "judging_code": serving_code("tasks", "backends", "start/prove.py")}
         if model.pictures is not None:
             return {**judging, **self.pictures(model)}
-        folder = model.retrieval.removeprefix("beir:")
-        by_content = model.retrieval.startswith("beir:")
         return {
             **judging,
             "retrieval": model.retrieval,
-            "retrieval_digest": self._beir_digest(self.matrix.folder(folder)) if by_content else None,
-            "source_base": str(self.matrix.source.parent.absolute()),
+            "retrieval_digest": self.sources.retrieval(model),
+            "source_base": self.base,
         }
 
     def files(self, model: Model, *names: str) -> dict[str, Ref]:
@@ -242,12 +244,12 @@ class _Layout:
         )
         return Ref(step=step, output="reference.json")
 
-    def metrics(self, row: Row, record: WorkerRecord | None) -> Ref:
+    def metrics(self, row: Row, built_by: WorkerRecord | None) -> Ref:
         """Measured on the engine where it runs here; else on the typed ONNX that every SKU of that precision shares."""
-        on_gpu = has_gpu(row, self.worker if record is None else record.spec.worker)
+        on_gpu = has_gpu(row, self.worker if built_by is None else built_by.spec.worker)
         runs_here = row.sku.kind == "cpu" or on_gpu
         inputs = {
-            **self.towers(row.model, "engine", self.engine(row, record) if runs_here else self.typed(row)),
+            **self.towers(row.model, "engine", self.engine(row, built_by) if runs_here else self.typed(row)),
             **self.files(row.model, "tokenizer.json", "task.json", "golden.json"),
             "texts.json": self.texts(),
             "reference.json": self.reference(row.model),
@@ -261,41 +263,24 @@ class _Layout:
             "speed": runs_here,
         }
         if runs_here:
-            params["machine"] = row.sku.name if on_gpu else cpu_model() if record is None else record.spec.cpu_model
+            params["machine"] = row.sku.name if on_gpu else cpu_model() if built_by is None else built_by.spec.cpu_model
             if on_gpu:  # a GPU engine does not tell its layers' formats
                 inputs |= self.towers(row.model, "typed.onnx", self.typed(row))
             baseline = baseline_row(row, self.matrix.rows)
             if baseline is not None:
-                inputs |= self.towers(row.model, "baseline", self.engine(baseline, record))
+                inputs |= self.towers(row.model, "baseline", self.engine(baseline, built_by))
                 params["baseline"] = {
                     "backend": BACKENDS[baseline.sku.compiler],
                     "precision": str(baseline.precision),
                     "cpu_isa": baseline.sku.cpu_isa,
                 }
-        place = f"{row.sku.name}__tp{row.tp}" if on_gpu else target_of(row) if runs_here else "typed-onnx"
+        place = f"{row.sku.name}__tp{row.tp}" if on_gpu else row.sku.target if runs_here else "typed-onnx"
         step = self.add(
             "measure",
             f"{row.model.name}__{row.precision}__{place}",
             params,
             inputs,
-            **self.versions("measure", row, record),
+            **self.versions("measure", row, built_by),
             exclusive=runs_here,
         )
         return Ref(step=step, output="metrics.json")
-
-
-def target_of(row: Row) -> str:
-    """What the compiler is told of the hardware: "tensorrt-rtx-sm89". SKUs of one target share the engine's bytes."""
-    if row.sku.compute_capability is not None:
-        return f"{row.sku.compiler}-sm{row.sku.compute_capability.replace('.', '')}"
-    isa = row.sku.cpu_isa
-    return f"openvino-{isa.lower().replace('_', '-')}" if row.sku.compiler == "openvino" and isa else row.sku.compiler
-
-
-def baseline_row(row: Row, rows: Iterable[Row]) -> Row | None:
-    """What a row is timed against: the next wider precision of its SKU; for a CPU else the generic fp32 row."""
-    rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
-    same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
-    of_any_cpu = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]
-    generic = of_any_cpu if row.sku.kind == "cpu" else []
-    return next(iter(sorted(same_sku, key=lambda r: r.precision.bits) or generic), None)

@@ -1,4 +1,4 @@
-"""Which steps `--remeasure` runs again: those that measured the named rows, whatever the machine did at that time."""
+"""Which steps `--remeasure` forces: the measurements of the named rows, which a busy machine may have spoilt."""
 
 from __future__ import annotations
 

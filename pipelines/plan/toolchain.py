@@ -7,8 +7,6 @@ import importlib.metadata
 from functools import cache
 from pathlib import Path
 
-from pipelines.export import sources
-
 # The distributions whose version can change a stage's bytes.
 DISTRIBUTIONS = {
     "export": ("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
@@ -25,11 +23,6 @@ NOT_INSTALLED = "not installed"
 
 def versions(part: str) -> dict[str, str]:
     return {name: version_of(name) for name in DISTRIBUTIONS[part]}
-
-
-def source_digest(source: str, base: Path) -> str:
-    """What the bytes of a model are, as far as can be told without downloading them."""
-    return sources.revision(source, base)
 
 
 def version_of(distribution: str) -> str:

@@ -24,6 +24,7 @@ from pipelines.remote import Log
 from pipelines.remote.bucket import Bucket, Damaged, Object
 from pipelines.remote.pointer import ReleaseEntry, move_pointer, read_pointer
 from pipelines.remote.remedies import nothing_published
+from pipelines.store.files import digest_of
 from serving.contract.profile import ProfileFile
 
 # A collection (gc.py) removes no blob that is younger than MIN_GRACE. A publication sends a blob again that is older
@@ -108,7 +109,7 @@ def _document(bucket: Bucket, digest: str) -> bytes:
     stored = bucket.get(document_key(digest), releases.MAX_BYTES)
     if stored is None:
         raise PublishError(f"{bucket.uri}/{document_key(digest)} is not there; was this release collected?")
-    if (actual := releases.digest_of(stored[0])) != digest:
+    if (actual := digest_of(stored[0])) != digest:
         raise PublishError(f"{bucket.uri}/{document_key(digest)} hashes to {actual}; publish this release again")
     return stored[0]
 

@@ -6,21 +6,18 @@ manifest names every file by digest. `enginery inspect`, `explain` and `diff` ne
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from pipelines.errors import PublishError
-from pipelines.image import build, oci, package
-from pipelines.image.package import Candidate, Package
-from pipelines.matrix.values import Matrix, Model, Sku
-from pipelines.store.files import canonical, file_digest, write_atomically
+from pipelines.gate.verdict import Verdict
+from pipelines.image import images, package, package_file
+from pipelines.image.build import is_of
+from pipelines.image.package_file import Packaged, SkuFacts
+from pipelines.store.files import canonical, digest_of
 from serving.contract import manifest
 from serving.contract.manifest import Manifest
 from serving.contract.profile import ProfileFile
@@ -32,7 +29,7 @@ MANIFEST = "model_manifest.yaml"
 MAX_BYTES = 16 << 20  # of a document
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of the gate."""
 
     name: str  # "cosine_mean"
@@ -41,25 +38,12 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     passed: bool | None
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate found of a row that ships."""
 
     evaluated: str = msgspec.field(name="judged_on")  # "engine" or "typed-onnx"
     judged_with: str  # "onnxruntime 1.31.1"
-    checks: tuple[Check, ...]
-
-
-class SkuFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the matrix says of a SKU: enough to know what a server on it would choose."""
-
-    kind: str  # "gpu" or "cpu"
-    compute_capability: str | None = None
-    pci_ids: tuple[str, ...] = ()
-    product: str | None = None
-    memory_gib: float | None = None
-    gpus_per_node: int = 0
-    cpu_arch: str | None = None
-    cpu_features: tuple[str, ...] = ()
+    checks: tuple[Figure, ...]
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +62,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     release: str  # "0.1.0"
     manifest: str  # digest of model_manifest.yaml
-    verdicts: Mapping[str, Verdict] = {}  # row -> figures; of the rows that ship
+    verdicts: Mapping[str, Figures] = {}  # row -> figures; of the rows that ship
     left_out: Mapping[str, tuple[str, ...]] = {}  # row -> why it does not ship
     images: tuple[ImageFacts, ...] = ()
     skus: Mapping[str, SkuFacts] = {}
@@ -105,10 +89,6 @@ class Published:
     def files(self) -> Mapping[str, ProfileFile]:
         """uri -> file, of those that are published with it."""
         return {f.uri: f for profile in self.manifest.profiles for f in profile.files if "://" not in f.uri}
-
-
-def digest_of(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def load(document: bytes, manifest_bytes: bytes, *, source: str) -> Published:
@@ -141,89 +121,37 @@ def of_folder(folder: Path) -> Published:
         listed = manifest.load(data, source=str(path))
     except ManifestError as error:
         raise PublishError(f"{error}; build the model again") from None
-    summary = _summary(folder / "package.json", digest_of(data))
+    packaged = package_file.load(folder)
+    if packaged is None or packaged.manifest_digest != digest_of(data):  # of another manifest
+        packaged = Packaged(key="", manifest_digest=digest_of(data))
     document = Release(
         schema_version=SCHEMA_VERSION,
         model=listed.model,
         release=listed.release,
-        manifest=digest_of(data),
+        manifest=packaged.manifest_digest,
+        verdicts={row: _figures(verdict) for row, verdict in packaged.verdicts.items()},
+        left_out=packaged.left_out,
         images=_images(folder, listed),
-        **{name: summary[name] for name in ("verdicts", "left_out", "skus", "runtimes", "versions") if name in summary},
+        skus=packaged.skus,
+        runtimes=packaged.runtimes,
+        versions=packaged.versions,
     )
     # Through the form and back: what cannot be read is never published.
     return load(canonical(msgspec.to_builtins(document)), data, source=str(folder))
 
 
-def write_summary(
-    made: Package,
-    candidates: Sequence[Candidate],
-    matrix: Matrix,
-    model: Model,
-    *,
-    key: str,
-    versions: Mapping[str, str],
-) -> dict[str, Any]:
-    """Write package.json: what the next build compares with, and what a release tells besides its manifest."""
-    summary = {
-        "key": key,
-        "manifest_digest": file_digest(made.folder / "model_manifest.yaml"),
-        "files": {file.uri: file.size_bytes for profile in made.manifest.profiles for file in profile.files},
-        "shipped": [profile.name for profile in made.manifest.profiles],
-        "left_out": made.left_out,
-        "notes": made.warnings,
-        "verdicts": {c.row.name: c.verdict for c in candidates if c.verdict["passed"]},
-        "versions": versions,
-        "runtimes": model.runtimes,
-        "skus": {sku.name: facts(sku) for sku in matrix.skus.values()},
-    }
-    data = canonical(summary)
-    write_atomically(made.folder / "package.json", data)
-    written: dict[str, Any] = json.loads(data)
-    return written
+def _figures(verdict: Verdict) -> Figures:
+    figures = [Figure(name=c.name, value=c.value, threshold=c.threshold, passed=c.passed) for c in verdict.checks]
+    return Figures(evaluated=verdict.evaluated, judged_with=verdict.judged_with, checks=tuple(figures))
 
 
-def _summary(path: Path, manifest_digest: str) -> Mapping[str, Any]:
-    """What the build wrote down beside the manifest; nothing if it is of another one."""
-    try:
-        summary: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    return summary if summary.get("manifest_digest") == manifest_digest else {}
-
-
-def _images(folder: Path, listed: Manifest) -> tuple[ImageFacts, ...]:
+def _images(folder: Path, shipped: Manifest) -> tuple[ImageFacts, ...]:
     """The images that were built of this very manifest; raises PublishError for those of another one."""
-    path = folder / "images.json"
-    found = json.loads(path.read_bytes()) if path.is_file() else []
-    stale = [
-        one["reference"] for one in found if _manifest_layer(one["layers"]) != _layer_digest(listed, one["runtime"])
-    ]
+    built = images.load(folder)
+    stale = [image.reference for image in built if not is_of(image, shipped)]
     if stale:
         raise PublishError(f"{', '.join(stale)}: built of an earlier manifest; build the images again: enginery build")
     return tuple(
-        ImageFacts(
-            runtime=one["runtime"],
-            kind=one["kind"],
-            digest=one["digest"],
-            size_bytes=one["size_bytes"],
-        )
-        for one in sorted(found, key=lambda one: (one["runtime"], one["kind"]))
+        ImageFacts(runtime=image.runtime, kind=image.kind, digest=image.manifest_digest, size_bytes=image.size_bytes)
+        for image in sorted(built, key=lambda image: (image.runtime, image.kind))
     )
-
-
-def _manifest_layer(layers: Sequence[Mapping[str, Any]]) -> str:
-    return next((str(layer["digest"]) for layer in layers if layer["what"] == "manifest"), "")
-
-
-def _layer_digest(listed: Manifest, runtime: str) -> str:
-    """The digest of the layer by which an image of this runtime has its manifest."""
-    data = manifest.dump(build.offer(listed, runtime))
-    with tempfile.TemporaryDirectory() as scratch:
-        layer = Path(scratch, "layer")
-        oci.write_layer([oci.Entry(name=f"{build.ROOT}/{package.MANIFEST}", source=data)], layer)
-        return digest_of(layer.read_bytes())
-
-
-def facts(sku: Sku) -> dict[str, Any]:
-    """A SKU of the matrix as the document has it."""
-    return {name: getattr(sku, name) for name in SkuFacts.__struct_fields__}

@@ -6,19 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipelines.gate.verdict import Check
+
 State = Literal["passed", "failed", "skipped", "broken"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckLine:
-    """One check of a verdict, in the gate's words."""
-
-    name: str  # "cosine_mean"
-    value: float | None
-    threshold: float | None
-    passed: bool | None  # None: not judged
-    why: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,7 @@ class ReportRow:
     drop: float | None = None  # of that, against the fp32 reference
     batch_invariance: float | None = None  # a cosine, or a difference of scores
     speeds: tuple[Speed, ...] = ()  # one for each engine; none: they do not run on this machine
-    checks: tuple[CheckLine, ...] = ()
+    checks: tuple[Check, ...] = ()
     engine_digest: str = ""
 
     @property

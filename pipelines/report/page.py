@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.report.model import CheckLine, ReportModel, ReportRow
+from pipelines.gate.verdict import Check
+from pipelines.report.model import ReportModel, ReportRow
 from pipelines.report.style import template
 from pipelines.report.tasks import WORDS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
 
@@ -99,9 +100,9 @@ def bars(model: ReportModel) -> tuple[Bar, ...]:
     )
 
 
-def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[CheckLine, ...]]]:
+def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[Check, ...]]]:
     """Each distinct set of checks once, with the rows that it judged: rows of one typed ONNX are judged alike."""
-    groups: dict[tuple[str, str, tuple[CheckLine, ...]], list[ReportRow]] = {}
+    groups: dict[tuple[str, str, tuple[Check, ...]], list[ReportRow]] = {}
     for row in model.rows:
         if row.checks:
             groups.setdefault((row.precision, row.evaluated, row.checks), []).append(row)

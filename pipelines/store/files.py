@@ -20,6 +20,10 @@ def key_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def digest_of(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Where stage outputs live: blobs by digest, a record per step key, a pointer to the latest record of each subject."""
+"""Where stage outputs live: blobs by digest, a record per cache key, a pointer to the latest record of each subject."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import StoreError
-from pipelines.store.files import canonical, file_digest, key_of, write_atomically
+from pipelines.store.files import canonical, file_digest, write_atomically
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class Store:
         self._blobs = self.root / "blobs" / "sha256"
         self._steps = self.root / "steps"
         self._latest = self.root / "latest"
-        self._attempts = self.root / "attempts"
+        self._generations = self.root / "generations"
 
     # Blobs
 
@@ -136,26 +136,24 @@ class Store:
         self.point(standing or record)
         return standing or record
 
-    # A step that is asked for again has another key: no record is ever removed, and a late writer of the attempt before
-    # writes under a key that no longer counts.
+    def generation(self, stage: str, subject: str) -> int:
+        """How often a step was forced: part of its key from 1 on.
 
-    def current(self, key_inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The key_inputs as they count now: with the number of the attempt, where the step was asked for again."""
+        A forced step has another key. No record is removed, and a builder that was still at work on the old key
+        writes a record that no longer counts.
+        """
         try:
-            attempt = int((self._attempts / key_of(key_inputs)).read_text())
+            return int((self._generations / stage / subject).read_text())
         except FileNotFoundError:
-            return dict(key_inputs)
-        return {**key_inputs, "attempt": attempt}
+            return 0
 
-    def ask_again(self, key_inputs: Mapping[str, Any]) -> None:
-        """Have a step made once more, though nothing changed; one that is still to be made is not asked for twice."""
+    def force(self, stage: str, subject: str) -> None:
+        """Have a step built once more, though nothing changed."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "records.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            now = self.current(key_inputs)
-            if self.record(key_of(now)) is not None:
-                number = now.get("attempt", 0) + 1
-                write_atomically(self._attempts / key_of(key_inputs), str(number).encode())
+            generation = self.generation(stage, subject) + 1
+            write_atomically(self._generations / stage / subject, str(generation).encode())
 
     def point(self, record: Record) -> None:
         """Make this the latest record of its subject: what `plan` compares with to say why a step is stale."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 
-from pipelines.image.build import ImageResult
+from pipelines.image.images import ImageResult
 from tests.operator.match_profiles import EXTRACT, ModelSpec, match_profiles, read_manifest
 from tests.support.images import files_of
 
@@ -23,9 +24,11 @@ POD = (
 )
 
 
-def test_the_manifest_pods_log_is_the_manifest_and_nothing_else(images: dict[str, ImageResult]) -> None:
+def test_the_manifest_pods_log_is_the_manifest_and_nothing_else(
+    images: dict[str, ImageResult], image_store: Path
+) -> None:
     for result in images.values():
-        expected = files_of(result)["opt/nim/etc/default/model_manifest.yaml"]
+        expected = files_of(result, image_store)["opt/nim/etc/default/model_manifest.yaml"]
         name = f"enginery-test-{uuid.uuid4().hex[:12]}"
         running = subprocess.Popen(
             ["docker", "run", "--rm", "--no-healthcheck", "--name", name, *POD, result.image_id, "sh", "-c", EXTRACT],
@@ -44,9 +47,11 @@ def test_the_manifest_pods_log_is_the_manifest_and_nothing_else(images: dict[str
         assert match_profiles(read_manifest(log.decode()), ModelSpec(), ("NVIDIA-L40S",))
 
 
-def test_a_cache_job_runs_as_the_operators_user_without_a_home(images: dict[str, ImageResult]) -> None:
+def test_a_cache_job_runs_as_the_operators_user_without_a_home(
+    images: dict[str, ImageResult], image_store: Path
+) -> None:
     """The image has its files, so the job has nothing to fetch: it must run, and verify them."""
-    manifest = files_of(images["cpu"])["opt/nim/etc/default/model_manifest.yaml"]
+    manifest = files_of(images["cpu"], image_store)["opt/nim/etc/default/model_manifest.yaml"]
     ids = [profile.id for profile in match_profiles(read_manifest(manifest.decode()), ModelSpec(), ("Tesla-T4",))]
     environ = ("--env=NIM_CACHE_PATH=/model-store", "--env=HOME=/nonexistent", "--tmpfs=/model-store:uid=1000,gid=2000")
     command = [

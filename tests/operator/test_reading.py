@@ -15,7 +15,6 @@ import pytest
 from pipelines.image import package
 from pipelines.image.package import Candidate
 from pipelines.matrix.values import Matrix, Row
-from pipelines.store.files import file_digest
 from serving.contract import manifest
 from serving.contract.profile import Precision
 from serving.errors import ManifestError
@@ -23,6 +22,7 @@ from serving.tasks.base import ONLY
 from tests.operator.match_profiles import CONFIG_MAP_BYTES, EXTRACT, NotReadable, parser_of, read_manifest
 from tests.support.fleet_manifest import MODEL, dump
 from tests.support.published import VERSIONS
+from tests.support.verdicts import verdict
 
 # ---- which parser ----------------------------------------------------------------------------------------------------
 
@@ -128,9 +128,8 @@ def rootfs(tmp_path: Path, plan: Matrix) -> Path:
     for sku, precision in (("l40s", "fp16"), ("cpu-x86-64", "fp32")):
         engine = tmp_path / f"{sku}.engine"
         engine.write_text(sku)
-        verdict = {"passed": True, "reasons": [], "digests": {"engine": file_digest(engine)}, "proof_min_cosine": 0.98}
         row = Row(model=model, sku=plan.skus[sku], precision=Precision(precision), tp=1)
-        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict))
+        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict(row.name, engine)))
     package.package(model, candidates, sources, VERSIONS, tmp_path / "dist")
     return tmp_path / "dist" / "rootfs"
 

@@ -12,9 +12,9 @@ from msgspec import structs
 
 from pipelines.build.project import Project
 from pipelines.dagster.lineage import AssetPartition, Stale, lineage, stale_partitions
+from pipelines.plan.cache_key import inputs_of, prepare
 from pipelines.plan.graph import Ref
-from pipelines.plan.staleness import cache_key_inputs, inputs_of, states
-from pipelines.store.files import key_of
+from pipelines.plan.staleness import states
 from pipelines.store.store import Blob
 
 if TYPE_CHECKING:  # dagster takes a second to import: the functions that use it do
@@ -100,7 +100,7 @@ class Fleet:
         (self.folder / "tiny-bert" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
 
     def remake(self, step_id: str, output: str) -> None:
-        """Record a step as made anew from its key_inputs of now, with another file as this output."""
+        """Record a step as built anew from its inputs of now, with another file as this output."""
         project = self.factory.project()
         graph, store = project.graph(), project.store
         found, step = states(graph, store), graph.steps[step_id]
@@ -109,13 +109,12 @@ class Fleet:
             record = found[ref.step].record
             return record.outputs.get(ref.output) if record else None
 
-        inputs = inputs_of(step, now)
-        key_inputs = cache_key_inputs(step, {name: blob.digest for name, blob in inputs.items()})
+        prepared = prepare(step, inputs_of(step, now), store)
         latest = store.latest(step.stage, step.subject)
         assert latest is not None
         another = store.put_bytes(store.path(latest.outputs[output].digest).read_bytes() + b" ")
         outputs = {**latest.outputs, output: another}
-        store.write_record(structs.replace(latest, key=key_of(key_inputs), key_inputs=key_inputs, outputs=outputs))
+        store.write_record(structs.replace(latest, key=prepared.key, key_inputs=prepared.key_inputs, outputs=outputs))
 
     def partitions(self) -> list[AssetPartition]:
         return list(self.factory.plan().lineages)
@@ -133,8 +132,8 @@ class Fleet:
 
 def stale(project: Project) -> dict[AssetPartition, Stale]:
     """Every partition that is to be built, as the plan says it."""
-    graph = project.graph()
-    return stale_partitions(graph, states(graph, project.store), lineage(graph))
+    plan = project.plan()
+    return stale_partitions(plan.graph, plan.states, lineage(plan.graph))
 
 
 def new_release(folder: Path, distribution: str, version: str) -> Path:

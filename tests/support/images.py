@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.image import build as image
-from pipelines.image import docker, oci, package, runtime
+from pipelines.image import docker, package, runtime
+from pipelines.image.images import ImageResult
 from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Row
-from pipelines.store.files import file_digest
 from pipelines.store.store import Store
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY
 from tests.support.published import MATRIX, VERSIONS
+from tests.support.verdicts import verdict
 
 MODEL = f"test-images-{os.getpid()}"  # never the name of an image that a person has
 
@@ -54,8 +55,7 @@ def dist(folder: Path, rows: tuple[tuple[str, str], ...] = CPU_ROWS + GPU_ROWS, 
         target = row.sku.compute_capability or row.sku.name
         engine = sources / f"{target}-{precision}"
         engine.write_text(f"{target} {precision}" + (" changed" if changed == sku else ""))
-        verdict = {"passed": True, "reasons": [], "digests": {"engine": file_digest(engine)}, "proof_min_cosine": 0.98}
-        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict))
+        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict(row.name, engine)))
     package.package(model, candidates, {n: sources / n for n in package.SHARED}, VERSIONS, folder / "dist")
     return folder / "dist"
 
@@ -82,11 +82,11 @@ def base_tar(path: Path, python: str = PYTHON, **changed: bytes) -> Path:
     return path
 
 
-def files_of(result: image.ImageResult) -> dict[str, bytes]:
-    """The image's files, upper layers over lower ones."""
+def files_of(result: ImageResult, store: Path) -> dict[str, bytes]:
+    """The image's files, upper layers over lower ones; the layers lie in the store it was built with."""
     found: dict[str, bytes] = {}
     for layer in result.layers:
-        with tarfile.open(result.layout / oci.blob_path(layer.blob.digest)) as archive:
+        with tarfile.open(Store(store).path(layer.digest)) as archive:
             for member in archive:
                 if member.isreg():
                     found[member.name] = archive.extractfile(member).read()  # type: ignore[union-attr]
@@ -112,12 +112,15 @@ def docker_client() -> docker.Engine:
 
 
 @pytest.fixture(scope="module")
-def images(
-    image_store: Path, docker_client: docker.Engine, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, image.ImageResult]]:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged model of the fixture `images`."""
+    return dist(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def images(image_store: Path, docker_client: docker.Engine, image_folder: Path) -> Iterator[dict[str, ImageResult]]:
     """Real runtimes under a model of a few bytes, in the engine."""
-    folder = dist(tmp_path_factory.mktemp("images"))
-    made = image.build_images(folder, ("rtx", "cpu"), store=Store(image_store), builder="host")
+    made = image.build_images(image_folder, ("rtx", "cpu"), store=Store(image_store), builder="host")
     yield {result.runtime: result for result in made}
     for result in made:
         docker_client.remove(result.reference)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipelines.matrix.values import Worker
+from pipelines.plan.cache_key import prepare
 from pipelines.plan.graph import Graph
-from pipelines.plan.staleness import Staleness, cache_key_inputs, states
-from pipelines.store.files import key_of
+from pipelines.plan.staleness import Staleness, states
 from pipelines.store.store import Record, Store
 
 WORKER = Worker(
@@ -21,17 +21,16 @@ def built(plan: Graph, store: Store, without: tuple[str, ...] = ()) -> None:
     """Records for every step, as a build would leave them."""
     outputs: dict[str, Record] = {}
     for step in plan.steps.values():
-        blobs = {name: outputs[ref.step].outputs[ref.output] for name, ref in step.inputs.items()}
-        key_inputs = cache_key_inputs(step, {name: blob.digest for name, blob in blobs.items()})
-        key = key_of(key_inputs)
+        inputs = {name: outputs[ref.step].outputs[ref.output] for name, ref in step.inputs.items()}
+        prepared = prepare(step, inputs, store)
         wanted = {ref.output for other in plan.steps.values() for ref in other.inputs.values() if ref.step == step.id}
-        made = {name: store.put_bytes(f"{key} {name}".encode()) for name in wanted or {"verdict.json"}}
+        blobs = {name: store.put_bytes(f"{prepared.key} {name}".encode()) for name in wanted or {"verdict.json"}}
         outputs[step.id] = Record(
-            key=key,
+            key=prepared.key,
             stage=step.stage,
             subject=step.subject,
-            key_inputs=key_inputs,
-            outputs=made,
+            key_inputs=prepared.key_inputs,
+            outputs=blobs,
             facts={},
             duration_s=1,
             peak_rss_bytes=0,

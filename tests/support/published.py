@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.image import package
+from pipelines.image import package, package_file
 from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Row
-from pipelines.release.document import write_summary
-from pipelines.store.files import file_digest
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY
+from tests.support.verdicts import verdict
 
 ROOT = Path(__file__).parents[2]
 MATRIX = ROOT / "sku_matrix.yaml"
@@ -44,28 +43,16 @@ def packaged(
         target = f"{row.sku.compute_capability or row.sku.name}-{precision}"
         engine = sources / target
         engine.write_bytes((content or {}).get(target, target.encode()))
-        cosine = {"name": "cosine_mean", "value": 0.999, "threshold": 0.99, "passed": True, "why": "", "remedy": ""}
-        verdict = {
-            "row": row.name,
-            "passed": True,
-            "reasons": [],
-            "judged_on": "typed-onnx",
-            "judged_with": "onnxruntime 1.31.1",
-            "checks": [cosine],
-            "digests": {"engine": file_digest(engine)},
-            "proof_min_cosine": 0.98,
-        }
-        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict))
-    shared = {name: sources / name for name in package.SHARED}
-    made = package.package(
+        candidates.append(Candidate(row=row, engines={ONLY: engine}, verdict=verdict(row.name, engine)))
+    package_file.ensure_packaged(
         of,
         candidates,
-        shared,
-        VERSIONS,
-        folder / "dist" / model,
+        {name: sources / name for name in package.SHARED},
+        folder=folder / "dist" / model,
+        versions=VERSIONS,
+        skus=matrix.skus,
         unbuilt={"tiny__h100-sxm-80gb__fp16__tp1": "no worker"},
     )
-    write_summary(made, candidates, matrix, of, key="", versions=VERSIONS)
     return folder / "dist" / model
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build.build_matrix import write_images
 from pipelines.image import build
 from pipelines.store.store import Store
 from tests.support import servers
@@ -32,7 +31,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imaged(folder: Path, containers: Path, content: Mapping[str, bytes] | None = None, release: str = "1.0.0") -> Path:
     """A packaged model with a full and a slim image."""
     model = packaged(folder, content, release=release)
-    images = build.build_images(
+    build.build_images(
         model,
         ("cpu",),
         store=Store(folder / "store"),
@@ -41,5 +40,4 @@ def imaged(folder: Path, containers: Path, content: Mapping[str, bytes] | None =
         docker=False,
         kinds=("full", "slim"),
     )
-    write_images(model, images)
     return model

@@ -86,7 +86,7 @@ class Plant:
 
     def build(self) -> BuildResult:
         project = self.project()
-        return build(project, project.graph(), with_images=False)
+        return build(project, project.plan(), with_images=False)
 
     def steps(self, *globs: str) -> set[str]:
         """All steps whose name matches one of the globs; a glob that matches none is a mistake of the test."""

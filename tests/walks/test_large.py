@@ -18,7 +18,7 @@ from pipelines.build.build_matrix import build
 from pipelines.build.project import Project
 from pipelines.build.result import BuildResult
 from pipelines.errors import CompileError, StoreError
-from pipelines.plan.staleness import Staleness, states
+from pipelines.plan.staleness import Staleness
 from pipelines.stage import StageRequest
 from pipelines.store.store import Blob, Store
 from tests.support.clips import SHAPES, draw, save_clip
@@ -76,7 +76,7 @@ class Built:
 
 def run_build(folder: Path) -> Built:
     project = Project.open(folder / "matrix.yaml", store=folder / "store", dist=folder / "dist")
-    return Built(project=project, result=build(project, project.graph(), with_images=False))
+    return Built(project=project, result=build(project, project.plan(), with_images=False))
 
 
 def prepare(folder: Path) -> Path:
@@ -189,10 +189,10 @@ def test_a_changed_weight_changes_what_takes_it_and_says_so(large: Built, stages
     save_file(weights, path, metadata={"format": "pt"})
     try:
         project = Project.open(folder / "matrix.yaml", store=folder / "store", dist=folder / "dist")
-        graph = project.graph()
-        assert stale(states(graph, large.store)) >= {"export/tiny"}
+        plan = project.plan()
+        assert stale(plan.states) >= {"export/tiny"}
         before_export = large.outputs("export", "tiny")
-        build(project, graph, with_images=False)
+        build(project, plan, with_images=False)
         after_export = large.outputs("export", "tiny")
     finally:
         path.write_bytes(before)

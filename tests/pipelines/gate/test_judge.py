@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipelines.gate import judge as gate
-from pipelines.gate.judge import Verdict
 from pipelines.gate.thresholds import DEFAULT_GATES, Thresholds
+from pipelines.gate.verdict import Verdict, dump
 from serving.contract.profile import Precision
 
 FP16 = DEFAULT_GATES["embed"][Precision.FP16]
@@ -146,11 +146,11 @@ def test_speed_is_not_judged_where_there_is_no_baseline():
 
 def test_the_verdict_names_what_it_judged_in_bytes_that_do_not_change():
     verdict = judge(metrics())
-    content = json.loads(verdict.to_json())
+    content = json.loads(dump(verdict))
     assert content["digests"] == {"engine": "sha256:2", "metrics.json": "sha256:1"}
     assert content["row"] == "m__cpu__fp16__tp1"
     assert content["passed"] is True
-    assert verdict.to_json() == judge(dict(reversed(metrics().items()))).to_json()
+    assert dump(verdict) == dump(judge(dict(reversed(metrics().items()))))
 
 
 def test_a_cosine_below_one_is_not_said_to_be_one():

@@ -16,6 +16,7 @@ import pytest
 from pipelines.errors import ImageError
 from pipelines.image import build as image
 from pipelines.image import docker, oci, package, runtime, wheels
+from pipelines.image.images import ImageResult, describe
 from pipelines.matrix.load import load
 from pipelines.store.store import Store
 from serving.contract import manifest
@@ -28,7 +29,7 @@ def small(tmp_path: Path) -> Path:
     return write_containers(tmp_path / "containers", "cpu", "rtx")
 
 
-def build(folder: Path, store: Path, containers: Path, base: Path, *runtimes: str) -> tuple[image.ImageResult, ...]:
+def build(folder: Path, store: Path, containers: Path, base: Path, *runtimes: str) -> tuple[ImageResult, ...]:
     return image.build_images(
         folder, runtimes or ("rtx", "cpu"), store=Store(store), base=base, containers=containers, docker=False
     )
@@ -48,8 +49,8 @@ def test_one_changed_engine_changes_one_layer_and_the_manifest(tmp_path: Path, s
     base, store = base_tar(tmp_path / "base.tar"), tmp_path / "store"
     (one,) = build(dist(tmp_path / "1", CPU_ROWS), store, small, base, "cpu")
     (two,) = build(dist(tmp_path / "2", CPU_ROWS, changed="cpu-x86-64"), store, small, base, "cpu")
-    kept = {layer.blob.digest for layer in one.layers} & {layer.blob.digest for layer in two.layers}
-    assert [layer.what for layer in two.layers if layer.blob.digest not in kept] == [
+    kept = {layer.digest for layer in one.layers} & {layer.digest for layer in two.layers}
+    assert [layer.what for layer in two.layers if layer.digest not in kept] == [
         "engine: cpu-x86-64__fp32__tp1",
         "manifest",
     ]
@@ -60,7 +61,7 @@ def test_the_cpu_image_has_only_what_a_cpu_can_execute_and_the_rtx_image_has_all
     results = build(dist(tmp_path / "1"), tmp_path / "store", small, base_tar(tmp_path / "base.tar"))
     names = {}
     for result in results:
-        files = files_of(result)
+        files = files_of(result, tmp_path / "store")
         read = manifest.load(files["opt/nim/etc/default/model_manifest.yaml"])
         names[result.runtime] = {profile.tags["backend"] for profile in read.profiles}
         wanted = {f"opt/nim/{file.uri}" for profile in read.profiles for file in profile.files}
@@ -83,8 +84,8 @@ def test_an_engine_that_several_skus_share_is_one_layer_and_the_manifest_is_last
     assert sum(what.startswith("engine") for what in whats) == 4
     assert any("l4__fp16__tp1" in what and "l40s__fp16__tp1" in what for what in whats)
     assert whats[-1] == "manifest"
-    assert result.size_bytes == sum(layer.blob.size_bytes for layer in result.layers)
-    assert all(what in image.describe(result) for what in whats)
+    assert result.size_bytes == sum(layer.size_bytes for layer in result.layers)
+    assert all(what in describe(result) for what in whats)
 
 
 def test_more_engines_than_docker_has_layers_are_put_together(
@@ -93,20 +94,22 @@ def test_more_engines_than_docker_has_layers_are_put_together(
     monkeypatch.setattr(image, "MAX_ENGINE_LAYERS", 2)
     (result,) = build(dist(tmp_path / "1"), tmp_path / "store", small, base_tar(tmp_path / "base.tar"), "rtx")
     assert sum(layer.what.startswith("engine") for layer in result.layers) == 2
-    assert len([name for name in files_of(result) if "blobs/blake3" in name]) == 4 + len(package.SHARED)
+    assert len([name for name in files_of(result, tmp_path / "store") if "blobs/blake3" in name]) == 4 + len(
+        package.SHARED
+    )
 
 
 def test_the_image_says_what_it_is_and_keeps_its_runtimes_settings(tmp_path: Path, small: Path) -> None:
     (result,) = build(dist(tmp_path / "1"), tmp_path / "store", small, base_tar(tmp_path / "base.tar"), "cpu")
-    config = json.loads((result.layout / oci.blob_path(result.image_id)).read_text())["config"]
+    config = config_of(result, tmp_path / "1" / "dist")
     assert (config["User"], config["Env"], config["Entrypoint"]) == ("1000:1000", ["A=1"], ["/bin/x"])
     assert config["Labels"]["org.opencontainers.image.version"]
     assert config["Labels"]["org.opencontainers.image.base.digest"].startswith("sha256:")
     assert "com.nvidia.nim.model_download_protocol" not in config["Labels"]
 
 
-def config_of(result: image.ImageResult) -> dict[str, Any]:
-    return dict(json.loads((result.layout / oci.blob_path(result.image_id)).read_text())["config"])
+def config_of(result: ImageResult, folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / image.LAYOUT / oci.blob_path(result.image_id)).read_text())["config"])
 
 
 def test_a_slim_image_has_the_full_ones_manifest_to_the_byte_and_no_file_of_the_model(
@@ -124,16 +127,13 @@ def test_a_slim_image_has_the_full_ones_manifest_to_the_byte_and_no_file_of_the_
     ]
     for full, slim in (results[:2], results[2:]):
         assert slim.reference == f"{full.reference}-slim"
-        mine, whole = files_of(slim), files_of(full)
+        mine, whole = files_of(slim, store.root), files_of(full, store.root)
         assert not [name for name in mine if name.startswith("opt/nim/blobs")]
         assert {name: whole[name] for name in mine} == mine
-        assert [layer.blob for layer in slim.layers] == [
-            *(layer.blob for layer in full.layers[:2]),
-            full.layers[-1].blob,
-        ]
-        assert config_of(full)["Labels"][image.KIND_LABEL] == "full"
-        assert config_of(slim)["Labels"][image.KIND_LABEL] == "slim"
-    listed = json.loads((results[0].layout / "index.json").read_text())["manifests"]
+        assert slim.layers == (*full.layers[:2], full.layers[-1])
+        assert config_of(full, folder)["Labels"][image.KIND_LABEL] == "full"
+        assert config_of(slim, folder)["Labels"][image.KIND_LABEL] == "slim"
+    listed = json.loads((folder / image.LAYOUT / "index.json").read_text())["manifests"]
     assert len(listed) == 4
 
 
@@ -151,8 +151,8 @@ def test_a_full_image_is_the_same_whether_or_not_a_slim_one_is_made(tmp_path: Pa
         repository="s3://bucket/models",
     )
     assert full.manifest_digest == alone.manifest_digest
-    assert config_of(full)["Env"] == ["A=1"]
-    assert config_of(slim)["Env"] == ["A=1", "ENGINERY_REPOSITORY=s3://bucket/models"]
+    assert config_of(full, tmp_path / "2" / "dist")["Env"] == ["A=1"]
+    assert config_of(slim, tmp_path / "2" / "dist")["Env"] == ["A=1", "ENGINERY_REPOSITORY=s3://bucket/models"]
 
 
 def test_a_flipped_byte_in_the_package_is_refused_before_it_is_in_an_image(tmp_path: Path, small: Path) -> None:
@@ -216,15 +216,15 @@ def test_an_engine_that_cannot_be_reached_is_a_reason_and_the_layout_is_written(
     results = image.build_images(
         dist(tmp_path / "1"), ("cpu",), store=Store(tmp_path / "s"), base=base_tar(tmp_path / "b.tar"), containers=small
     )
-    assert "no Docker engine can be reached" in (results[0].loaded or "")
-    assert (results[0].layout / "index.json").is_file()
+    assert "no Docker engine can be reached" in (results[0].not_loaded_because or "")
+    assert (tmp_path / "1" / "dist" / image.LAYOUT / "index.json").is_file()
 
 
 def test_a_model_that_only_gpus_can_run_has_no_cpu_image_and_says_so(tmp_path: Path, small: Path) -> None:
     folder, base = dist(tmp_path / "1", GPU_ROWS), base_tar(tmp_path / "base.tar")
     (result,) = build(folder, tmp_path / "store", small, base)
     assert result.runtime == "rtx"
-    assert "no cpu image" in result.notes[0]
+    assert image.without_profile(manifest.read(folder / package.ROOT / package.MANIFEST), ("rtx", "cpu")) == ["cpu"]
     with pytest.raises(ImageError, match="no profile that the runtimes cpu can execute"):
         build(folder, tmp_path / "store", small, base, "cpu")
 
@@ -236,7 +236,7 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones(tmp_path: Path, small
 
 def test_the_server_is_in_the_image_compiled_without_a_path_of_this_machine(tmp_path: Path, small: Path) -> None:
     (result,) = build(dist(tmp_path / "1"), tmp_path / "store", small, base_tar(tmp_path / "base.tar"), "cpu")
-    files = files_of(result)
+    files = files_of(result, tmp_path / "store")
     source = (runtime.SERVING / "contract" / "profile.py").read_bytes()
     assert files["opt/enginery/serving/contract/profile.py"] == source
     compiled = files[f"opt/enginery/serving/contract/__pycache__/profile.cpython-3{sys.version_info.minor}.pyc"]
@@ -270,7 +270,7 @@ def test_a_strip_pattern_that_matches_nothing_is_an_error(tmp_path: Path) -> Non
 # With a Docker engine
 
 
-def run(result: image.ImageResult, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(result: ImageResult, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["docker", "run", "--rm", *HARDENED, *options, result.image_id, *command],
         capture_output=True,
@@ -283,17 +283,17 @@ def run(result: image.ImageResult, *command: str, options: tuple[str, ...] = ())
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_runtimes_are_small_and_share_their_lower_layers(images: dict[str, image.ImageResult]) -> None:
+def test_the_runtimes_are_small_and_share_their_lower_layers(images: dict[str, ImageResult]) -> None:
     cpu, rtx = (images[name].layers for name in ("cpu", "rtx"))
-    assert sum(layer.blob.size_bytes for layer in cpu if layer.what in ("base", "lib/cpu", "app")) < 600e6
-    assert [layer.blob.digest for layer in cpu[:2]] == [layer.blob.digest for layer in rtx[:2]]
+    assert sum(layer.size_bytes for layer in cpu if layer.what in ("base", "lib/cpu", "app")) < 600e6
+    assert [layer.digest for layer in cpu[:2]] == [layer.digest for layer in rtx[:2]]
 
 
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_image_runs_as_any_user_with_nothing_writable_and_lists_its_profiles(
-    images: dict[str, image.ImageResult],
+    images: dict[str, ImageResult],
 ) -> None:
     for verb in ("list-model-profiles", "nim_list_model_profiles"):
         done = run(images["rtx"], verb)
@@ -306,7 +306,7 @@ def test_an_image_runs_as_any_user_with_nothing_writable_and_lists_its_profiles(
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_image_has_what_the_operator_runs_and_no_tool_to_build_with(images: dict[str, image.ImageResult]) -> None:
+def test_an_image_has_what_the_operator_runs_and_no_tool_to_build_with(images: dict[str, ImageResult]) -> None:
     for command in (["sh", "-c", "cat /opt/nim/etc/default/model_manifest.yaml; sleep 0"], ["update-ca-certificates"]):
         assert run(images["cpu"], "sh", "-c", f"command -v {command[0]}").returncode == 0
     assert "schema_version: '2.0'" in run(images["cpu"], "sh", "-c", "cat /opt/nim/etc/default/*.yaml").stdout
@@ -320,7 +320,7 @@ def test_an_image_has_what_the_operator_runs_and_no_tool_to_build_with(images: d
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_file_of_an_image_is_setuid_or_writable_by_all(images: dict[str, image.ImageResult]) -> None:
+def test_no_file_of_an_image_is_setuid_or_writable_by_all(images: dict[str, ImageResult]) -> None:
     found = run(images["rtx"], "find", "/", "-xdev", "-perm", "/6000", "-o", "-perm", "-0002", "!", "-type", "l")
     assert set(found.stdout.split()) <= {"/tmp", "/var/tmp"}
 
@@ -329,7 +329,7 @@ def test_no_file_of_an_image_is_setuid_or_writable_by_all(images: dict[str, imag
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_the_server_needs_can_be_imported_and_what_tells_on_its_user_is_not_there(
-    images: dict[str, image.ImageResult],
+    images: dict[str, ImageResult],
 ) -> None:
     code = (
         "import blake3, httptools, msgspec, numpy, onnxruntime, openvino, orjson, prometheus_client, pybase64, pynvml\n"
@@ -358,7 +358,7 @@ def test_what_the_server_needs_can_be_imported_and_what_tells_on_its_user_is_not
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_tensorrt_for_rtx_loads_in_its_image_without_a_gpu(images: dict[str, image.ImageResult]) -> None:
+def test_tensorrt_for_rtx_loads_in_its_image_without_a_gpu(images: dict[str, ImageResult]) -> None:
     code = (
         "from serving.backends.tensorrt import import_tensorrt_rtx\n"
         "from cuda.bindings import runtime\n"
@@ -372,7 +372,7 @@ def test_tensorrt_for_rtx_loads_in_its_image_without_a_gpu(images: dict[str, ima
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_engines_build_and_the_hosts_give_one_digest(
-    image_store: Path, docker_client: docker.Engine, images: dict[str, image.ImageResult], tmp_path: Path
+    image_store: Path, docker_client: docker.Engine, images: dict[str, ImageResult], tmp_path: Path
 ) -> None:
     del images  # the base is in the cache
     by_host = runtime.prepare(["cpu"], store=Store(image_store), engine=None, builder="host")["cpu"]
@@ -391,29 +391,29 @@ def test_the_engines_build_and_the_hosts_give_one_digest(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_base_by_its_name_in_the_engine_gives_the_layers_of_its_tar(
-    image_store: Path, docker_client: docker.Engine, images: dict[str, image.ImageResult], tmp_path: Path, small: Path
+    image_store: Path, docker_client: docker.Engine, images: dict[str, ImageResult], tmp_path: Path, small: Path
 ) -> None:
     layer = images["cpu"].layers[0]
     reference = "enginery/test-base:1"
-    docker_client.import_layer(Store(image_store).path(layer.blob.digest), reference)
+    docker_client.import_layer(Store(image_store).path(layer.digest), reference)
     try:
         store = Store(tmp_path / "store")
         made = runtime.prepare(["cpu"], store=store, engine=docker_client, base=reference, containers=small)["cpu"]
     finally:
         docker_client.remove(reference)
-    assert made.image.layers[0].blob == layer.blob
+    assert made.image.layers[0].blob.digest == layer.digest
 
 
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_engine_has_the_image_under_its_name_and_its_id_is_the_configs_digest(
-    docker_client: docker.Engine, images: dict[str, image.ImageResult]
+    docker_client: docker.Engine, images: dict[str, ImageResult], image_folder: Path
 ) -> None:
     for result in images.values():
         assert docker_client.id_of(result.reference) == result.image_id
-        assert result.loaded is None
-        config = (result.layout / oci.blob_path(result.image_id)).read_bytes()
+        assert result.loaded
+        config = (image_folder / image.LAYOUT / oci.blob_path(result.image_id)).read_bytes()
         assert f"sha256:{hashlib.sha256(config).hexdigest()}" == result.image_id
 
 

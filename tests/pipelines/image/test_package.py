@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from pipelines.image import package
 from pipelines.image.package import Candidate
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Matrix, Model, Row
-from pipelines.store.files import file_digest
 from serving.contract import manifest
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY
+from tests.support.verdicts import verdict
 
 MATRIX = Path(__file__).parents[3] / "sku_matrix.yaml"
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0", "openvino": "2026.4.1", "onnxruntime": "1.31.1"}
@@ -48,18 +47,12 @@ def row(matrix: Matrix, model: Model, sku: str, precision: str, tp: int = 1) -> 
     return Row(model=model, sku=matrix.skus[sku], precision=Precision(precision), tp=tp)
 
 
-def candidate(tmp_path: Path, of: Row, content: str, passed: bool = True, **verdict: Any) -> Candidate:
+def candidate(tmp_path: Path, of: Row, content: str, passed: bool = True, **changed: Any) -> Candidate:
     engine = tmp_path / f"{of.name}.engine"
     engine.write_text(content)
-    judged: Mapping[str, Any] = {
-        "row": of.name,
-        "passed": passed,
-        "reasons": [] if passed else ["cosine 0.88 is below 0.98"],
-        "digests": {"engine": file_digest(engine)},
-        "proof_min_cosine": 0.98,
-        **verdict,
-    }
-    return Candidate(row=of, engines={ONLY: engine}, verdict=judged)
+    return Candidate(
+        row=of, engines={ONLY: engine}, verdict=verdict(changed.pop("row", of.name), engine, passed=passed, **changed)
+    )
 
 
 def test_a_package_has_a_manifest_whose_every_file_is_there_under_its_digest(

@@ -14,10 +14,11 @@ from pipelines.cli import plan_view
 from pipelines.matrix.load import load
 from pipelines.matrix.values import Worker
 from pipelines.plan import estimate
+from pipelines.plan.cache_key import cache_key_inputs
 from pipelines.plan.estimate import Estimate
 from pipelines.plan.graph import Graph, Ref, Step
 from pipelines.plan.layout import graph
-from pipelines.plan.staleness import Cause, Reason, Staleness, cache_key_inputs, states
+from pipelines.plan.staleness import Cause, Reason, Staleness, plan
 from pipelines.store.files import key_of
 from pipelines.store.store import Record, Store
 from tests.support.published import MATRIX, run
@@ -126,7 +127,7 @@ def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
 def view(store: Store, **more: int) -> plan_view.View:
     matrix = load(MATRIX)
     laid_out = graph(matrix, matrix.rows, WORKER)
-    return plan_view.View.of(laid_out, states(laid_out, store), store, **{"jobs": 2, "memory_bytes": 2**40, **more})
+    return plan_view.View.of(plan(laid_out, store), store, **{"jobs": 2, "memory_bytes": 2**40, **more})
 
 
 def screen(shown: plan_view.View) -> str:
@@ -152,10 +153,13 @@ def test_a_step_tells_its_own_reasons_and_else_after_what_it_comes(store: Store)
         for step in ("export/a", "quantize/a__fp8")
     )
     waits = Staleness(reasons=first)
-    assert plan_view.why_of(waits) == ([], "after export, quantize")
+    assert plan_view.reasons_of(waits) == ([], "after export, quantize")
     settings = (Reason(cause=Cause.SETTINGS, words=f"params.{n}: 1 -> 2") for n in range(5))
     changed = Staleness(reasons=(first[0], *settings))
-    assert plan_view.why_of(changed) == (["params.0: 1 -> 2", "params.1: 1 -> 2", "params.2: 1 -> 2", "and 2 more"], "")
+    assert plan_view.reasons_of(changed) == (
+        ["params.0: 1 -> 2", "params.1: 1 -> 2", "params.2: 1 -> 2", "and 2 more"],
+        "",
+    )
     text = screen(view(store))
     assert "compile/all-minilm-l6-v2__fp8__tensorrt-rtx-sm89__tp1  after quantize" in text
     assert "is built first" not in text
@@ -166,7 +170,7 @@ def test_without_a_past_there_is_no_estimate_and_that_is_said(store: Store) -> N
 
 
 def test_with_a_past_the_plan_says_what_it_takes_and_what_stands_in_the_way(store: Store) -> None:
-    for each in view(store).graph.steps.values():
+    for each in view(store).plan.graph.steps.values():
         remember(store, each, 30)
     shown = view(store, memory_bytes=2**30)
     text = screen(shown)

@@ -14,10 +14,10 @@ from pipelines.dagster.lineage import lineage, stale_partitions
 from pipelines.errors import MatrixError
 from pipelines.matrix import load as matrices
 from pipelines.plan import remeasure
-from pipelines.plan.graph import Graph
+from pipelines.plan.cache_key import Prepared, prepare
+from pipelines.plan.graph import Graph, Step
 from pipelines.plan.layout import graph
 from pipelines.plan.staleness import FORCED, Cause, states
-from pipelines.store.files import key_of
 from pipelines.store.store import Record, Store
 from tests.support.fleets import CPU, H100, L40S, Fleet
 from tests.support.plans import WORKER, built, stale, words
@@ -32,12 +32,12 @@ def planned(tmp_path: Path, tiny_model: Path) -> Graph:
     return graph(matrix, matrix.rows, WORKER)
 
 
-def record(made_by: str, key_inputs: dict[str, object], store: Store) -> Record:
+def record(made_by: str, prepared: Prepared, store: Store) -> Record:
     return Record(
-        key=key_of(key_inputs),
-        stage="measure",
-        subject="s",
-        key_inputs=key_inputs,
+        key=prepared.key,
+        stage=prepared.step.stage,
+        subject=prepared.step.subject,
+        key_inputs=prepared.key_inputs,
         outputs={"metrics.json": store.put_bytes(made_by.encode())},
         facts={},
         duration_s=0,
@@ -66,17 +66,16 @@ def test_a_plan_says_that_it_is_asked_for_and_asks_for_nothing_itself(planned: G
     built(planned, store)
     found = states(planned, store, {STEP})
     again = {name: words(state) for name, state in found.items() if state.record is None}
-    assert again == {STEP: [FORCED], f"judge/{CPU}": [f"{STEP} is built first"]}
+    assert again == {STEP: [FORCED.words], f"judge/{CPU}": [f"{STEP} is built first"]}
     assert stale(planned, store) == set()
 
 
 def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Graph, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     built(planned, store)
-    key_inputs = dict(states(planned, store)[STEP].record.key_inputs)  # type: ignore[union-attr]
-    store.ask_again(key_inputs)
-    store.ask_again(key_inputs)  # asked twice before it ran: it runs once
-    assert words(states(planned, store)[STEP]) == [FORCED]
+    store.force("measure", STEP.removeprefix("measure/"))
+    store.force("measure", STEP.removeprefix("measure/"))  # forced twice before it ran: it runs once
+    assert states(planned, store)[STEP].reasons == (FORCED,)
     due = stale_partitions(planned, states(planned, store), lineage(planned))
     assert {partition: why.causes for partition, why in due.items()} == {
         ("verdict", CPU): {Cause.FORCED},
@@ -84,17 +83,18 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
         ("image", "tiny"): {Cause.FORCED},
         ("publication", "tiny"): {Cause.FORCED},
     }
-    store.write_record(record("again", store.current(key_inputs), store))
+    built(planned, store)
     assert states(planned, store)[STEP].record is not None
 
 
-def test_who_measures_late_cannot_bring_the_attempt_before_back(tmp_path: Path) -> None:
-    store, key_inputs = Store(tmp_path), {"stage": "measure", "params": {"row": 1}}
-    first = store.write_record(record("busy", store.current(key_inputs), store))
-    store.ask_again(key_inputs)
-    second = store.write_record(record("idle", store.current(key_inputs), store))
-    store.write_record(record("late", key_inputs, store))
-    assert store.record(key_of(store.current(key_inputs))) == second
+def test_who_measures_late_cannot_bring_the_generation_before_back(tmp_path: Path) -> None:
+    store, step = Store(tmp_path), Step(stage="measure", subject="s", params={"row": 1}, inputs={}, toolchain={})
+    busy = prepare(step, {}, store)
+    first = store.write_record(record("busy", busy, store))
+    store.force("measure", "s")
+    second = store.write_record(record("idle", prepare(step, {}, store), store))
+    store.write_record(record("late", busy, store))
+    assert prepare(step, {}, store).record == second
     assert store.record(first.key) == first  # and nothing of what was is lost
 
 
@@ -116,7 +116,7 @@ def test_a_row_is_measured_and_judged_again_its_engine_is_not_built_again(tmp_pa
     before = steps()
     planned = json.loads(enginery("plan", "--json", places[0], "--remeasure"))
     assert {step["step"]: step["why"] for step in planned["steps"] if step["state"] == "build"} == {
-        STEP: [FORCED],
+        STEP: [FORCED.words],
         f"judge/{CPU}": [f"{STEP} is built first"],
     }
     assert "2 steps built." in enginery("build", "--no-image", *places, "--remeasure", "*__cpu-x86-64__*")

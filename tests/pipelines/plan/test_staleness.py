@@ -9,10 +9,11 @@ import pytest
 
 from pipelines.gate.thresholds import Thresholds
 from pipelines.matrix import load as matrices
-from pipelines.matrix.values import Matrix
+from pipelines.matrix.values import Matrix, baseline_row
+from pipelines.plan.cache_key import cache_key_inputs
 from pipelines.plan.graph import Graph, Ref, Step
-from pipelines.plan.layout import baseline_row, graph, target_of
-from pipelines.plan.staleness import Cause, cache_key_inputs, changes, state_of, states
+from pipelines.plan.layout import graph
+from pipelines.plan.staleness import Cause, changes, state_of, states
 from pipelines.store.store import Store
 from serving.contract.profile import Precision
 from tests.support.plans import WORKER, built, stale, words
@@ -141,7 +142,7 @@ def test_a_lower_precision_is_compared_with_a_baseline_on_its_own_sku(demo: Matr
 
 
 def test_a_target_names_what_the_compiler_is_told(demo: Matrix) -> None:
-    targets = {row.sku.name: target_of(row) for row in demo.rows}
+    targets = {row.sku.name: row.sku.target for row in demo.rows}
     assert targets["l40s"] == "tensorrt-rtx-sm89"
     assert targets["cpu-avx512-bf16"] == "openvino-avx512-core-bf16"
     assert targets["cpu-x86-64"] == "onnx"

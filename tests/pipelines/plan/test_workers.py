@@ -15,7 +15,6 @@ from pipelines.cli.plan_view import View, as_json
 from pipelines.dagster.lineage import AssetPartition, lineage, source_versions
 from pipelines.matrix.values import Worker
 from pipelines.plan import workers
-from pipelines.plan.staleness import states
 from pipelines.plan.workers import FOLDER, WorkerSpec, builders, registered
 from pipelines.store.store import Store
 from tests.support.fleets import CPU, H100, L40S, MATRIX, Fleet, new_release, stale
@@ -44,8 +43,7 @@ def project(fleet: Fleet, machine: Worker = HERE, dist: str = "dist") -> Project
 
 
 def rows_of(shop: Project) -> dict[str, dict[str, object]]:
-    graph = shop.graph()
-    view = View.of(graph, states(graph, shop.store), shop.store, jobs=2, memory_bytes=2**40)
+    view = View.of(shop.plan(), shop.store, jobs=2, memory_bytes=2**40)
     return {row["row"]: row for row in as_json(view)["rows"]}
 
 
@@ -194,16 +192,16 @@ def test_a_manifest_packaged_without_the_hardware_is_the_one_packaged_with_it(
     able = workers.this_machine()
     with_it = project(fleet, able, "with")
     workers.register(with_it.store, workers.spec_here(able, ["cpu-avx2"]))
-    assert build(with_it, with_it.graph([AVX2]), with_images=False).exit_code == 0
+    assert build(with_it, with_it.plan([AVX2]), with_images=False).exit_code == 0
 
     with monkeypatch.context() as elsewhere:
         elsewhere.syspath_prepend(new_release(tmp_path / "site", "openvino", "9999.1"))
         packager = project(fleet, replace(able, cpu_features=frozenset(), compilers=frozenset({"onnx"})), "without")
-        made = build(packager, packager.graph(), with_images=False)
+        made = build(packager, packager.plan(), with_images=False)
         assert made.exit_code == 0
         assert made.models[0].shipped == (AVX2, CPU)
         assert not any("avx2" in name and step.built for name, step in made.steps.items())
 
-    assert build(with_it, with_it.graph(), with_images=False).models[0].shipped == (AVX2, CPU)
+    assert build(with_it, with_it.plan(), with_images=False).models[0].shipped == (AVX2, CPU)
     manifests = [(fleet.folder / dist / "tiny" / "model_manifest.yaml").read_bytes() for dist in ("with", "without")]
     assert manifests[0] == manifests[1]

@@ -9,7 +9,7 @@ import pytest
 from pipelines.report import page as report
 from pipelines.report import tasks
 from pipelines.report.model import (
-    CheckLine,
+    Check,
     Gallery,
     ImageLine,
     Labelled,
@@ -22,7 +22,7 @@ from pipelines.report.model import (
     StepLine,
 )
 
-FAILED = CheckLine(
+FAILED = Check(
     name="cosine_mean",
     value=0.88,
     threshold=0.99,
@@ -30,7 +30,7 @@ FAILED = CheckLine(
     why="mean cosine 0.88 is below 0.99",
     remedy="calibrate",
 )
-PASSED = CheckLine(name="cosine_mean", value=0.9999, threshold=0.99, passed=True, why="mean cosine is at least 0.99")
+PASSED = Check(name="cosine_mean", value=0.9999, threshold=0.99, passed=True, why="mean cosine is at least 0.99")
 
 
 def row(sku: str, precision: str, **changed: object) -> ReportRow:

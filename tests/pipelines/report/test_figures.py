@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.matrix import load as matrices
 from pipelines.matrix.values import Row
-from pipelines.report.collect import comparable_speeds, gallery, labelled, losses
+from pipelines.report import figures
+from pipelines.report.figures import gallery, labelled, losses
 from pipelines.report.model import Picture, ReportRow, Speed, State
 
 DEMO = Path(__file__).parents[3] / "sku_matrix.yaml"
@@ -43,7 +44,7 @@ def test_a_rows_speed_is_its_baselines_times_the_ratio() -> None:
         fp32: {"speed": speed(500.0, 0.001, {"items_per_s": 400.0}, throughput_ratio=1.2, latency_ratio=0.5)},
         bf16: {"speed": speed(9.0, 9.0, {"items_per_s": 4.5}, throughput_ratio=2.0, latency_ratio=0.5)},
     }
-    speeds = comparable_speeds(rows, metrics)
+    speeds = figures.speeds(rows, metrics)
     assert {name: (s.items_per_s, s.latency_s) for name, (s,) in speeds.items()} == {
         generic: (50.0, 0.004),
         fp32: (60.0, 0.002),
@@ -68,7 +69,7 @@ def test_each_engine_of_a_row_has_baselines_of_its_own(clip_rows: list[Row]) -> 
             }
         },
     }
-    found = comparable_speeds(clip_rows, metrics)
+    found = figures.speeds(clip_rows, metrics)
     assert found[bf16] == (
         Speed(tower="text", items_per_s=1500.0, latency_s=0.0008, throughput_ratio=1.5),
         Speed(tower="image", items_per_s=100.0, latency_s=0.01, throughput_ratio=2.0),
