@@ -75,6 +75,6 @@ def row(cell: Cell) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5)
-    sys.exit(experiment.main("The server's own cost", lambda setup, given: run(setup, given.rounds), options))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    sys.exit(experiment.main("The server's own cost", lambda setup, options: run(setup, options.rounds), parser))

@@ -164,14 +164,14 @@ def _late(lag_s: NDArray[np.float64]) -> str:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seconds", type=float, default=120.0)
-    options.add_argument("--times", type=float, default=4.0)
-    options.add_argument("--scenario", default="query-20")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--times", type=float, default=4.0)
+    parser.add_argument("--scenario", default="query-20")
     sys.exit(
         experiment.main(
             "More than it can do",
-            lambda setup, given: run(setup, seconds=given.seconds, times=given.times, scenario=given.scenario),
-            options,
+            lambda setup, options: run(setup, seconds=options.seconds, times=options.times, scenario=options.scenario),
+            parser,
         )
     )

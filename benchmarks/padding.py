@@ -157,6 +157,6 @@ def fifo_waste(lengths: Sequence[int], size: int) -> float:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seconds", type=float, default=20.0)
-    sys.exit(experiment.main("Padding and starvation", lambda setup, given: run(setup, given.seconds), options))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    sys.exit(experiment.main("Padding and starvation", lambda setup, options: run(setup, options.seconds), parser))

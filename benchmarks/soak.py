@@ -89,6 +89,6 @@ def run(setup: Setup, minutes: float) -> Findings:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--minutes", type=float, default=60.0)
-    sys.exit(experiment.main("Hours of load", lambda setup, given: run(setup, given.minutes), options))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    sys.exit(experiment.main("Hours of load", lambda setup, options: run(setup, options.minutes), parser))

@@ -15,6 +15,7 @@ from tests.support.published import ROOT
 
 SERVER = "The server knows nothing of the factory"
 BENCHMARKS = "The factory does not import the benchmarks"
+ROUNDS = "The benchmarks' layers: commands on top, what they share below"
 LAYERS = "The factory's layers: the walk of a row, read from below"
 DAGSTER = "Only pipelines.dagster imports dagster"
 TAKEN = "The factory takes the server's contract, tasks, backends, hardware and proof, nothing else of it"
@@ -26,6 +27,8 @@ PLANTED = [
     (LAYERS, "pipelines/plan/layout.py", "from pipelines.inspect.explain import explain"),
     (LAYERS, "pipelines/helpers/__init__.py", "from pipelines.errors import EngineryError"),
     (BENCHMARKS, "pipelines/cli/main.py", "def late():\n    import benchmarks.command"),
+    (ROUNDS, "benchmarks/load/job.py", "from benchmarks.scenarios.scenarios import Requests"),
+    (ROUNDS, "benchmarks/report/page.py", "from benchmarks.servers.endpoint import Endpoint"),
     (DAGSTER, "pipelines/plan/layout.py", "def late():\n    import dagster"),
     (TAKEN, "pipelines/build/build_matrix.py", "from serving.start.boot import start"),
     (TAKEN, "pipelines/measure/embed.py", "from serving.cache.fetch import ensure"),
