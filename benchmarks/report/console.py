@@ -17,7 +17,8 @@ def show(results: Results, console: Console | None = None) -> None:
     for name, words in results.scenarios.items():
         cells = [cell for cell in results.cells if cell.scenario == name]
         if cells:
-            console.print(_of_cells(f"{name}: {words}", cells))
+            console.print(f"{name}: {words}", style="italic")
+            console.print(_of_cells(cells))
         for cell in cells:
             others = {status: count for status, count in cell.figures.statuses.items() if status != "200"}
             if others or cell.figures.num_wrong:
@@ -38,12 +39,13 @@ def show_findings(
     """Figures that are no cells, each check with what was required, and notes."""
     console = console or Console(markup=False, highlight=False)
     for table in tables:
-        shown = _plain(table.title)
+        shown = _plain()
         for column in table.columns:
             shown.add_column(column)
         for row in table.rows:
             shown.add_row(*row)
         console.print()
+        console.print(table.title, style="italic")
         console.print(shown)
         if table.note:
             console.print(f"({table.note})", style="dim")
@@ -54,8 +56,8 @@ def show_findings(
         console.print(f"  {note}")
 
 
-def _of_cells(title: str, cells: Sequence[Cell]) -> RichTable:
-    table = _plain(title)
+def _of_cells(cells: Sequence[Cell]) -> RichTable:
+    table = _plain()
     table.add_column("load")
     for column in ("req/s", "items/s", "tokens/s", "P50 ms", "P90", "P95", "P99", "generator"):
         table.add_column(column, justify="right")
@@ -67,8 +69,8 @@ def _of_cells(title: str, cells: Sequence[Cell]) -> RichTable:
     return table
 
 
-def _plain(title: str) -> RichTable:
-    return RichTable(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+def _plain() -> RichTable:
+    return RichTable(box=None, header_style="dim", pad_edge=False)
 
 
 def _mark(check: Check) -> str:
