@@ -1,4 +1,4 @@
-"""Read labelled pictures: the one module that knows how their folder is laid out."""
+"""Read labelled images: the one module that knows how their folder is laid out."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Labelled = tuple[bytes, int]  # an image file's content, and the index of its cl
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSet:
-    """Pictures with their classes. Within a split they come in the order of their paths: class by class."""
+class ImageSet:
+    """Images with their classes. Within a split they come in the order of their paths: class by class."""
 
     classes: tuple[str, ...]  # captions: "three red circles"
     splits: Mapping[str, tuple[Labelled, ...]]  # each of SPLITS
 
 
-def pictures_digest(folder: Path) -> str:
-    """ "sha256:…" over the set's files: what a verdict on it depends on. What is missing is told when it is read."""
+def images_digest(folder: Path) -> str:
+    """ "sha256:…" over the set's files: what a verdict on it depends on. `read` tells what is missing."""
     total = hashlib.sha256()
     listed = [path for split in SPLITS for path in sorted((folder / split).glob("*/*"))]
     for path in (folder / CLASSES, *listed):
@@ -43,14 +43,14 @@ def pictures_digest(folder: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def read(folder: Path) -> PictureSet:
+def read(folder: Path) -> ImageSet:
     """Read classes.json and <split>/<class index>/<name>.png. Raises GateError that lists what is wrong and where."""
     problems: list[str] = []
     classes = _classes(folder, problems)
     splits = {split: tuple(_split(folder, split, len(classes), problems)) for split in SPLITS}
     if problems:
         raise _error(folder, problems)
-    return PictureSet(classes=classes, splits=splits)
+    return ImageSet(classes=classes, splits=splits)
 
 
 def encode(encoder: Encoder, files: Sequence[bytes], split: str) -> list[NDArray[np.float32]]:
@@ -81,8 +81,8 @@ def _classes(folder: Path, problems: list[str]) -> tuple[str, ...]:
 
 
 def _split(folder: Path, split: str, num_classes: int, problems: list[str]) -> Iterator[Labelled]:
-    """The pictures of a split, class by class."""
-    before, num_pictures = len(problems), 0
+    """The images of a split, class by class."""
+    before, num_images = len(problems), 0
     names = [path.name for path in (folder / split).iterdir()] if (folder / split).is_dir() else []
     for name in sorted(names, key=lambda name: (len(name), name)):  # 2 before 10
         if not (name.isascii() and name.isdigit() and (int(name) < num_classes or not num_classes)):
@@ -92,12 +92,12 @@ def _split(folder: Path, split: str, num_classes: int, problems: list[str]) -> I
             if path.suffix.lower() not in ENDINGS:
                 problems.append(f"{split}/{name}/{path.name}: is no picture; {', '.join(sorted(ENDINGS))} are read")
                 continue
-            num_pictures += 1
+            num_images += 1
             data = path.read_bytes()
             if not data.startswith(tuple(FORMATS.values())):
                 problems.append(f"{split}/{name}/{path.name}: is neither PNG, JPEG nor WebP")
             yield data, int(name)
-    if not num_pictures and len(problems) == before:
+    if not num_images and len(problems) == before:
         problems.append(f"{split}: there are no pictures")
 
 

@@ -21,12 +21,12 @@ class Candidates:
 
     queries: tuple[str, ...]
     passages: tuple[str, ...]  # of the whole set
-    found: NDArray[np.int64]  # (Q, K) indices of passages, BM25's best first
+    ranking: NDArray[np.int64]  # (Q, K) indices of passages, BM25's best first
     relevant: tuple[Mapping[int, int], ...]  # per query: passage index -> grade
 
     def pairs(self) -> list[tuple[str, str]]:
         """Q x K pairs, query by query."""
-        return [(q, self.passages[p]) for q, row in zip(self.queries, self.found, strict=True) for p in row.tolist()]
+        return [(q, self.passages[p]) for q, row in zip(self.queries, self.ranking, strict=True) for p in row.tolist()]
 
 
 def candidates(labelled: RetrievalSet, *, num_queries: int, num_candidates: int) -> Candidates:
@@ -35,7 +35,7 @@ def candidates(labelled: RetrievalSet, *, num_queries: int, num_candidates: int)
     return Candidates(
         queries=queries,
         passages=labelled.passages,
-        found=search(queries, labelled.passages, num_candidates),
+        ranking=search(queries, labelled.passages, num_candidates),
         relevant=labelled.relevant[:num_queries],
     )
 
@@ -52,6 +52,6 @@ def search(queries: Sequence[str], passages: Sequence[str], depth: int) -> NDArr
     return np.argsort(-np.round(scores, 4), axis=1, kind="stable")[:, :depth]
 
 
-def ranked(found: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.int64]:
+def reranked(ranking: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.int64]:
     """(Q, K) candidates and their scores -> the candidates by falling score; equal ones keep BM25's order."""
-    return np.take_along_axis(found, np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    return np.take_along_axis(ranking, np.argsort(-scores, axis=1, kind="stable"), axis=1)

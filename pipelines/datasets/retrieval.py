@@ -38,6 +38,14 @@ class Drop:
     high: float
 
 
+def load(params: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[str, RetrievalSet]:
+    """The set that a stage's params name, and its name: "stdlib-docstrings", or "beir:FOLDER". Raises GateError."""
+    name = str(params.get("retrieval", "stdlib-docstrings"))
+    if name.startswith("beir:"):
+        return name, read_beir(Path(params.get("source_base", ".")) / name.removeprefix("beir:"))
+    return name, parse(json.loads(inputs["texts.json"].read_bytes())["retrieval"])
+
+
 def parse(content: Mapping[str, Any]) -> RetrievalSet:
     """The "retrieval" part of texts.json. There `relevant` lists indices; all have grade 1."""
     return RetrievalSet(

@@ -24,12 +24,11 @@ from serving.contract.profile import Precision
 from serving.errors import BackendError
 from serving.tasks.base import ONLY, Item, Tower, suffixed
 
-SCHEMA_VERSION = 1  # of metrics.json
 # A batch of items of like length, so that little is padded; more tokens at once only cost memory.
 MAX_BATCH_ITEMS, MAX_BATCH_COST = 32, 4096
 
 Items = Sequence[Item]
-Rows = NDArray[np.float32]  # (N, D)
+Outputs = NDArray[np.float32]  # (N, D)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,36 +39,37 @@ class Runner:
     tower: Tower
     num_workers: int
 
-    def rows(self, items: Items) -> Rows:
+    def outputs(self, items: Items) -> Outputs:
         """N items -> (N, D), in the order given. Raises GateError for figures that are not finite."""
-        out = np.zeros((len(items), self.tower.dimension), dtype=np.float32)
+        outputs = np.zeros((len(items), self.tower.dimension), dtype=np.float32)
         groups = list(batches([self.tower.cost(item) for item in items], self.tower.max_batch))
         with ThreadPoolExecutor(max_workers=self.num_workers) as pool:
-            for group, rows in zip(groups, pool.map(lambda g: self.run([items[i] for i in g]), groups), strict=True):
-                out[group] = rows
-        return out
+            of_groups = pool.map(lambda group: self.run([items[i] for i in group]), groups)
+            for group, of_group in zip(groups, of_groups, strict=True):
+                outputs[group] = of_group
+        return outputs
 
-    def run(self, items: Items) -> Rows:
-        """One batch."""
+    def run(self, items: Items) -> Outputs:
+        """One batch. Raises GateError."""
         try:
-            rows = self.backend.infer(self.tower.collate(items))
+            outputs = self.backend.infer(self.tower.collate(items))
         except BackendError as error:
             raise GateError(f"the engine cannot run a batch of {len(items)}: {error}") from error
-        if not np.isfinite(rows).all():
+        if not np.isfinite(outputs).all():
             raise GateError("the engine gave figures that are not finite; it cannot be judged")
-        return rows
+        return outputs
 
-    def vectors(self, items: Items) -> Rows:
-        """As rows(), each divided by its norm."""
-        return unit(self.rows(items))
+    def vectors(self, items: Items) -> Outputs:
+        """As outputs(), each divided by its norm."""
+        return unit(self.outputs(items))
 
 
-def unit(rows: Rows) -> Rows:
+def unit(vectors: Outputs) -> Outputs:
     """(N, D) -> the same, each of length 1. Raises GateError for one that is zero."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if (norms == 0).any():
         raise GateError("the engine gave vectors that are zero; it cannot be judged")
-    return np.asarray(rows / norms, dtype=np.float32)
+    return np.asarray(vectors / norms, dtype=np.float32)
 
 
 def batches(costs: Sequence[int], max_batch: int) -> Iterator[list[int]]:
@@ -140,14 +140,6 @@ def is_reference(inputs: Mapping[str, Path], tower: str = ONLY) -> bool:
         if fp32 != engine and (fp32 is None or engine is None or not filecmp.cmp(fp32, engine, shallow=False)):
             return False
     return True
-
-
-def cut(items: Items, max_tokens: int) -> list[Item]:
-    """The first tokens of each, with the last one kept: it is the special token that ends a text."""
-    return [
-        item if item.shape[-1] <= max_tokens else np.concatenate([item[..., : max_tokens - 1], item[..., -1:]], axis=-1)
-        for item in items
-    ]
 
 
 def rounded(value: Any) -> float:

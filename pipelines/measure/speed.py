@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serving.backends import load
 from serving.backends.base import Inputs, LoadOptions
 from serving.contract.profile import Precision, ShapeRange
-from serving.tasks.base import Item, Tower
+from serving.tasks.base import ONLY, Item, Tower
 
 SATURATION_SHAPE, QUERY_SHAPE = (32, 128), (1, 20)
 SATURATION_ROUNDS, QUERY_ROUNDS, WARM_UP_ROUNDS = 7, 100, 1
@@ -46,14 +46,14 @@ def measure(
     single = interleaved(calls, tower.collate(loads.single), QUERY_ROUNDS)
     for backend in runs.values():
         backend.close()
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         name: {"items_per_s": round(len(loads.batch) / saturated[name], 2), "latency_s": round(single[name], 6)}
         for name in runs
     }
-    result = {**found["this"], "shape": loads.shape, "query_shape": loads.query_shape, "baseline": None}
+    result = {**figures["this"], "shape": loads.shape, "query_shape": loads.query_shape, "baseline": None}
     if baseline is not None:
         result |= {
-            "baseline": {**found["baseline"], **params["baseline"]},
+            "baseline": {**figures["baseline"], **params["baseline"]},
             "throughput_ratio": round(saturated["baseline"] / saturated["this"], 4),
             "latency_ratio": round(single["this"] / single["baseline"], 4),
         }
@@ -61,7 +61,9 @@ def measure(
 
 
 def of_towers(by_tower: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One figure of several engines: the least gain of any, since a profile ships all of them."""
+    """One figure of all engines: the least gain of any, since a profile ships all of them."""
+    if by_tower.keys() == {ONLY}:
+        return dict(by_tower[ONLY])
     result: dict[str, Any] = {"towers": dict(by_tower), "baseline": None}
     if all(figures["baseline"] is not None for figures in by_tower.values()):
         result |= {
@@ -72,8 +74,9 @@ def of_towers(by_tower: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def text_loads(stream: NDArray[np.int64], tower: Tower, spec: TextSpec) -> Loads:
-    """Real tokens, (T,) or (2, T) with token types, cut into the two shapes without padding."""
+def text_loads(items: Sequence[Item], tower: Tower, spec: TextSpec) -> Loads:
+    """The tokens of real texts, run together and cut into the two shapes: no padding."""
+    stream = np.concatenate(items, axis=-1)
     longest = min(spec.max_tokens, spec.shapes.max[1])
     (num_items, width), query = (
         (min(shape[0], tower.max_batch), min(shape[1], longest)) for shape in (SATURATION_SHAPE, QUERY_SHAPE)

@@ -16,7 +16,7 @@ class Sources:
         self._matrix = matrix
         self._revision = cache(sources.revision)
         self._beir = cache(retrieval.beir_digest)
-        self._pictures = cache(images.pictures_digest)
+        self._pictures = cache(images.images_digest)
 
     def revision(self, model: Model) -> str:
         """What the bytes of a model are, as far as can be told without downloading them."""

@@ -82,15 +82,15 @@ def test_a_folder_that_is_not_there_says_what_belongs_in_it(tmp_path: Path):
 
 
 def test_the_digest_follows_the_content_and_its_place_and_nothing_else(folder: Path, tmp_path: Path):
-    before = images.pictures_digest(folder)
+    before = images.images_digest(folder)
     moved = folder.rename(tmp_path / "elsewhere")
-    assert images.pictures_digest(moved) == before
+    assert images.images_digest(moved) == before
     path = moved / "test" / "2" / "0.png"
     content = path.read_bytes()
     path.write_bytes(png((9, 9, 9)))
-    changed = images.pictures_digest(moved)
+    changed = images.images_digest(moved)
     path.unlink()
     (moved / "test" / "0" / "1.png").write_bytes(content)
-    relabelled = images.pictures_digest(moved)
+    relabelled = images.images_digest(moved)
     assert len({before, changed, relabelled}) == 3
     assert before.startswith("sha256:")

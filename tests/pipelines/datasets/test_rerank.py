@@ -14,13 +14,13 @@ LABELLED = RetrievalSet(
 
 def test_candidates_are_bm25s_best_first_and_equal_ones_keep_their_order() -> None:
     found = rerank.candidates(LABELLED, num_queries=3, num_candidates=3)
-    assert found.found[0, 0] == 4
-    assert found.found[2].tolist() == [0, 1, 2], "no word of the query occurs: all are equal"
+    assert found.ranking[0, 0] == 4
+    assert found.ranking[2].tolist() == [0, 1, 2], "no word of the query occurs: all are equal"
     assert found.pairs()[0] == ("open a file", "a file is open")
     assert len(found.pairs()) == 9
-    assert rerank.candidates(LABELLED, num_queries=2, num_candidates=99).found.shape == (2, 5)
+    assert rerank.candidates(LABELLED, num_queries=2, num_candidates=99).ranking.shape == (2, 5)
 
 
 def test_candidates_of_equal_score_keep_bm25s_order() -> None:
     found = np.array([[7, 3, 5]])
-    assert rerank.ranked(found, np.array([[0.5, 0.9, 0.5]], np.float32)).tolist() == [[3, 7, 5]]
+    assert rerank.reranked(found, np.array([[0.5, 0.9, 0.5]], np.float32)).tolist() == [[3, 7, 5]]

@@ -236,7 +236,7 @@ def test_a_recorded_reference_gives_what_running_it_gives(
 
 def test_a_reference_of_other_pictures_is_refused(measured: Callable[..., dict[str, Any]], tmp_path: Path):
     other = tmp_path / "reference.json"
-    other.write_text(json.dumps({"set": "photos", "pictures_digest": "sha256:00", "right": [1]}))
+    other.write_text(json.dumps({"set": "photos", "pictures_digest": "sha256:00", "top1": [1]}))
     with pytest.raises(GateError, match=r"of other pictures \(photos\)"):
         measured(reference__json=other)
 
