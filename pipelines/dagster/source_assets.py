@@ -16,7 +16,7 @@ from pipelines.dagster.lineage import MODEL_REVISION, SETTINGS, TOOLCHAIN, Asset
 from pipelines.dagster.resources import Factory
 
 GROUP = "sources"
-warnings.filterwarnings("ignore", category=dg.BetaWarning)  # said in every process; its version is pinned
+warnings.filterwarnings("ignore", category=dg.BetaWarning)  # Dagster warns in every process; its version is pinned
 
 
 def source_assets(partitions: Mapping[str, dg.StaticPartitionsDefinition]) -> list[dg.SourceAsset]:
@@ -73,7 +73,7 @@ def recorded_versions(instance: dg.DagsterInstance, asset: str) -> dict[str, str
     tags = instance.event_log_storage.get_latest_tags_by_partition(
         dg.AssetKey(asset), dg.DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION_TAG]
     )
-    return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items()}
+    return {partition: of_partition[DATA_VERSION_TAG] for partition, of_partition in tags.items()}
 
 
 def _metadata(

@@ -65,10 +65,10 @@ def test_on_a_host_with_gpus_the_worker_gets_them_and_nothing_else_does(tmp_path
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
     assert services["worker"]["environment"]["SKUS"] == "l40s"
-    asked = {name: service["deploy"] for name, service in services.items() if "deploy" in service}
-    (device,) = asked.pop("worker")["resources"]["reservations"]["devices"]
+    with_devices = {name: service["deploy"] for name, service in services.items() if "deploy" in service}
+    (device,) = with_devices.pop("worker")["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
-    assert not asked
+    assert not with_devices
 
 
 @needs_compose
@@ -133,35 +133,35 @@ class Installation:
         except OSError:
             return False
 
-    def asked(self, query: str, **variables: object) -> Any:
+    def query(self, text: str, **variables: object) -> Any:
         """The webserver's answer to a question in GraphQL."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
+        body = json.dumps({"query": text, "variables": variables}).encode()
         url, headers = f"http://127.0.0.1:{self.ui_port}/graphql", {"Content-Type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
-            said = json.load(answer)
-        assert "errors" not in said, said
-        return said["data"]
+            content = json.load(answer)
+        assert "errors" not in content, content
+        return content["data"]
 
     def ran(self, partition: str, *assets: str) -> dict[str, str]:
         """Materialize assets by the webserver, as the UI does; returns the run's tags when it has succeeded."""
-        (repository,) = self.asked(WHERE)["repositoriesOrError"]["nodes"]
+        (repository,) = self.query(WHERE)["repositoriesOrError"]["nodes"]
         selector = {
             "repositoryName": repository["name"],
             "repositoryLocationName": repository["location"]["name"],
             "jobName": "__ASSET_JOB",
             "assetSelection": [{"path": [asset]} for asset in assets],
         }
-        launched = self.asked(LAUNCH, of=selector, tags=[{"key": "dagster/partition", "value": partition}])["launchRun"]
+        launched = self.query(LAUNCH, of=selector, tags=[{"key": "dagster/partition", "value": partition}])["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
-        found: dict[str, Any] = {}
+        run: dict[str, Any] = {}
 
         def done() -> bool:
-            found.update(self.asked(LOOK, id=launched["run"]["runId"])["runOrError"])
-            return found["status"] in ("SUCCESS", "FAILURE", "CANCELED")
+            run.update(self.query(LOOK, id=launched["run"]["runId"])["runOrError"])
+            return run["status"] in ("SUCCESS", "FAILURE", "CANCELED")
 
         until(f"{', '.join(assets)} of {partition} is done", done, 150)
-        assert found["status"] == "SUCCESS"
-        return {tag["key"]: tag["value"] for tag in found["tags"]}
+        assert run["status"] == "SUCCESS"
+        return {tag["key"]: tag["value"] for tag in run["tags"]}
 
 
 @pytest.fixture
@@ -198,13 +198,15 @@ def installation(tmp_path: Path, tiny_model: Path) -> Iterator[Installation]:
         prepared.stdout,
     ]
     settings.write_text("\n".join(lines))
-    made = Installation(settings=settings, **ports)
+    installation = Installation(settings=settings, **ports)
     try:
-        made.compose("up", "-d")
-        yield made
-        print(made.compose("logs", "--no-color", "--tail=60")[-12_000:])  # pytest shows it where the test failed
+        installation.compose("up", "-d")
+        yield installation
+        print(
+            installation.compose("logs", "--no-color", "--tail=60")[-12_000:]
+        )  # pytest shows it where the test failed
     finally:
-        made.compose("down", "-v", "-t", "5")
+        installation.compose("down", "-v", "-t", "5")
 
 
 @needs_compose

@@ -41,8 +41,8 @@ def job(row: Row) -> dict[str, Any]:
         postgres_password_secret=settings["postgres_password_secret"],
         service_account_name=settings["service_account_name"],
     )
-    made = construct_dagster_k8s_job(config, ["dagster", "api"], "dagster-run-1", user_defined_k8s_config=merged)
-    plain: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
+    manifest = construct_dagster_k8s_job(config, ["dagster", "api"], "dagster-run-1", user_defined_k8s_config=merged)
+    plain: dict[str, Any] = ApiClient().sanitize_for_serialization(manifest)
     return plain
 
 
@@ -65,9 +65,9 @@ def test_the_check_would_see_a_misspelled_field() -> None:
 
 def test_a_row_that_needs_its_gpu_asks_for_that_product_and_for_as_many_as_its_tp() -> None:
     hopper = row("h100-sxm-80gb")
-    made = job(hopper)
-    check(made)
-    spec = made["spec"]["template"]["spec"]
+    manifest = job(hopper)
+    check(manifest)
+    spec = manifest["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": str(hopper.tp)}
     assert {"name": WORKER_SKUS, "value": "h100-sxm-80gb"} in container["env"]
@@ -84,9 +84,9 @@ def test_a_row_that_needs_its_gpu_asks_for_that_product_and_for_as_many_as_its_t
 
 
 def test_a_row_that_is_compiled_ahead_of_time_takes_no_gpu() -> None:
-    made = job(row("l40s"))
-    check(made)
-    spec = made["spec"]["template"]["spec"]
+    manifest = job(row("l40s"))
+    check(manifest)
+    spec = manifest["spec"]["template"]["spec"]
     assert "nvidia.com/gpu" not in json.dumps(spec)
     assert spec["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
 

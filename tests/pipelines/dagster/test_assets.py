@@ -112,12 +112,12 @@ def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipp
     assert row.success
     (check,) = row.get_asset_check_evaluations()
     assert check.passed
-    made = {
+    events = {
         event.asset_key.to_user_string(): event for event in row.get_asset_materialization_events() if event.asset_key
     }
-    metadata = made["verdict"].materialization.metadata
+    metadata = events["verdict"].materialization.metadata
     assert metadata["cosine_min"].value > 0.9999  # type: ignore[operator]
-    assert str(made["engine"].materialization.metadata["engine digest"].value).startswith("sha256:")
+    assert str(events["engine"].materialization.metadata["engine digest"].value).startswith("sha256:")
 
     skipped = materialize(["engine", "verdict"], "tiny__h100__fp16__tp1")
     assert skipped.success

@@ -31,8 +31,8 @@ def test_the_nightly_verification_reads_what_is_built_and_what_was_published(
             (done,) = (event for event in result.all_events if event.is_successful_output)
             shown: Any = done.step_output_data.metadata["verified"]
             return [record.data["release"] for record in shown.records], ""
-        said = failure.user_failure_data
-        return [record.data["release"] for record in said.metadata["verified"].records], said.description
+        failed = failure.user_failure_data
+        return [record.data["release"] for record in failed.metadata["verified"].records], failed.description
 
     with registry(tmp_path) as host:
         to = Destination(to=f"oci://{host}/nightly/{{model}}")

@@ -33,14 +33,14 @@ def stale(fleet: Fleet, instance: dg.DagsterInstance) -> dict[tuple[str, str], s
     """What Dagster calls stale, with the reason it shows."""
     graph = fleet.repository().asset_graph
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    found = {}
+    reasons = {}
     for asset, key in fleet.partitions():
         if (asset, key) not in NOT_BUILT:
             asset_key = dg.AssetKey(asset)
             if resolver.get_status(asset_key, key) != StaleStatus.FRESH:
                 causes = resolver.get_stale_root_causes(asset_key, key)
-                found[asset, key] = "; ".join(f"{c.asset_key.to_user_string()} {c.reason}" for c in causes)
-    return found
+                reasons[asset, key] = "; ".join(f"{c.asset_key.to_user_string()} {c.reason}" for c in causes)
+    return reasons
 
 
 def evaluated(
@@ -137,10 +137,8 @@ def test_what_is_rebuilt_is_published_too_where_a_destination_is_set(
     fleet: Fleet, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publishing = replace(fleet, to="s3://models/prod")
-    found = publishing.factory.stale(publishing.factory.plan())
-    assert found == {
-        PUBLICATION: Stale(reasons={"publish/tiny: never published to s3://models/prod": Cause.UNPUBLISHED})
-    }
+    due = publishing.factory.stale(publishing.factory.plan())
+    assert due == {PUBLICATION: Stale(reasons={"publish/tiny: never published to s3://models/prod": Cause.UNPUBLISHED})}
     assert evaluated(new_toolchain, publishing, instance)[0] == set()
 
     monkeypatch.syspath_prepend(new_release(tmp_path / "site", "tensorrt-rtx-cu13-bindings", "99.1"))
