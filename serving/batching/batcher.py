@@ -8,17 +8,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batching.forming import form
-from serving.batching.gathering import Gathering
 from serving.batching.observing import Observer, Ran
+from serving.batching.schedule import Cut, Schedule
 from serving.batching.tickets import Draining, Entry, QueueFull, Ticket, tell
-from serving.batching.turns import Turns
-from serving.batching.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -26,27 +23,12 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 Run = Callable[[Batch], NDArray[np.float32]]
 
-MIN_SHARE = 16  # a batch is not cut smaller than this part of the largest one, so that another stream has one too
-FEW_SHARE = 2  # less than this part of a largest batch is few: an idle engine may wait for more, and takes all
-WINDOW = 4  # batches' worth of items among which similar lengths are looked for
-
-
-class _Cut(NamedTuple, Generic[Item, Batch]):
-    """What goes into the engine together."""
-
-    entries: list[Entry[Item]]
-    num_calls: int  # of which they are
-    run: Run[Batch]
-    num_streams: int  # that it takes
-
 
 class Batcher(Generic[Item, Batch]):
-    """Submit items from one event loop; threads cut batches whenever the engine is free, or just after: see Gathering.
+    """Submit items from one event loop; threads cut batches as the schedule allows, and run them.
 
     One thread more than there are streams: when a full batch waits, it is cut and prepared while the engine still
-    runs. A batch that is not full is cut only when the engine is free, so that late arrivals still join it.
-    Which calls it cuts from: see Turns. While all calls together are few, one batch after another runs alone, where the
-    engine can then give it all cores: streams beside each other would each take twice as long.
+    runs.
     """
 
     def __init__(
@@ -70,9 +52,17 @@ class Batcher(Generic[Item, Batch]):
 
         stepped: the engine prepares itself for each shape, so batches come in few sizes; the rest waits for the next.
         """
-        self._prepare, self._run, self._run_alone = prepare, run, run_alone
+        self._prepare, self._run, self._run_alone = prepare, run, run_alone or run
         self._cost, self._size = cost, size or cost
-        self._max_items, self._max_cost, self._max_queue = max_batch_items, max_batch_cost, max_queue_items
+        self._max_queue = max_queue_items
+        self._schedule = Schedule[Item](
+            max_items=max_batch_items,
+            max_cost=max_batch_cost,
+            num_streams=num_streams,
+            lends_all=run_alone is not None,
+            stepped=stepped,
+        )
+        self._waiting = self._schedule.waiting
         self._observer = observer
         if observer is not None:
             observer.watch_queue(lambda: self._waiting.num_items)
@@ -80,18 +70,9 @@ class Batcher(Generic[Item, Batch]):
         self._may_be_cut = threading.Condition(self._lock)  # a thread with nothing to do waits for it
         self._enough = threading.Condition(self._lock)  # the thread that gathers waits for it
         self._engine_free = threading.Condition(self._lock)  # a thread with a prepared batch waits for it
-        self._waiting = Waiting[Item]()
-        self._turn = 0  # batches cut so far
-        self._turns = Turns[Item](max_cost=max_batch_cost)
         self._num_taken = self._num_ended = 0  # tickets that were queued, and those whose calls are over
-        self._num_running = self._running_cost = 0  # tickets with items in the engine, and the cost of these
-        self._num_streams = self._num_free = num_streams
-        self._num_prepared = 0
         self._seconds_per_cost = 0.0
         self._draining = self._stopped = self._is_gathering = False
-        self._few = max_batch_cost // FEW_SHARE
-        self._stepped_above = self._few if stepped else None
-        self._gathering = Gathering(little=max_batch_cost // MIN_SHARE, few=self._few)
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{n}", daemon=True) for n in range(num_streams + 1)
         ]
@@ -134,9 +115,9 @@ class Batcher(Generic[Item, Batch]):
             self._waiting.add(ticket, entries)
             self._num_taken += 1
             if self._is_gathering:
-                if self._gathering.enough(len(self._waiting.tickets), self._waiting.cost):
+                if self._schedule.is_enough():
                     self._enough.notify()
-            elif self._may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
+            elif self._schedule.may_cut():  # otherwise nobody could use it yet, and waking a thread is not free
                 self._may_be_cut.notify()
 
     async def answer(self, ticket: Ticket[Item]) -> NDArray[np.float32]:
@@ -169,67 +150,36 @@ class Batcher(Generic[Item, Batch]):
     def _work(self) -> None:
         while True:
             with self._lock:
-                self._may_be_cut.wait_for(lambda: self._stopped or (self._may_cut() and not self._is_gathering))
+                self._may_be_cut.wait_for(
+                    lambda: self._stopped or (self._schedule.may_cut() and not self._is_gathering)
+                )
                 self._gather()
                 if self._stopped:
                     return
-                if not self._may_cut():  # who waited has left
+                if not self._schedule.may_cut():  # who waited has left
                     continue
-                cut = self._cut()
-                self._num_prepared += 1
+                cut = self._schedule.cut()
             self._run_batch(cut)
-
-    def _may_cut(self) -> bool:
-        if not self._waiting.num_items or self._num_prepared:
-            return False
-        if self._are_few():
-            return self._num_free == self._num_streams
-        full = self._waiting.num_items >= self._max_items or self._waiting.cost >= self._max_cost
-        return self._num_free > 0 or full
-
-    def _are_few(self) -> bool:
-        """Whether all that waits and runs is little enough to run alone."""
-        return self._run_alone is not None and self._waiting.cost + self._running_cost <= self._few
 
     def _gather(self) -> None:
         """Wait for more where more is about to come."""
-
-        def waits() -> tuple[int, int]:
-            return len(self._waiting.tickets), self._waiting.cost
-
         now = time.monotonic()
-        until = self._gathering.begin(now, *waits(), idle=self._num_free == self._num_streams)
+        until = self._schedule.begin_wait(now)
         while until > now and not self._stopped:
             self._is_gathering = True
-            self._enough.wait_for(lambda: self._stopped or self._gathering.enough(*waits()), until - now)
+            self._enough.wait_for(lambda: self._stopped or self._schedule.is_enough(), until - now)
             self._is_gathering = False
             now = time.monotonic()
-            until = self._gathering.further(now, *waits())
+            until = self._schedule.go_on_waiting(now)
 
-    def _cut(self) -> _Cut[Item, Batch]:
-        """Take the next batch out of the queue."""
-        self._turn += 1
-        alone = self._run_alone if self._are_few() else None
-        window = self._turns.window(self._waiting.tickets, WINDOW * self._max_items)
-        costs = [entry.cost for entry in window]
-        # What waits is shared by the streams that are free: one batch for one of them would leave the others idle.
-        share = -(-self._waiting.cost // self._num_free) if self._num_free > 1 and not alone else self._max_cost
-        max_cost = min(self._max_cost, max(share, self._max_cost // MIN_SHARE))
-        formed = form(costs, head=0, max_items=self._max_items, max_cost=max_cost, stepped_above=self._stepped_above)
-        chosen = [window[n] for n in formed]
-        self._turns.spend(len(chosen) * max(entry.cost for entry in chosen))
-        num_calls = self._waiting.take(chosen, self._turn)
-        self._gathering.cut(len(self._waiting.tickets) + num_calls + self._num_running)
-        return _Cut(chosen, num_calls, alone or self._run, self._num_streams if alone else 1)
-
-    def _run_batch(self, cut: _Cut[Item, Batch]) -> None:
+    def _run_batch(self, cut: Cut[Item]) -> None:
         """Prepare while the engine may still run another batch, wait for it, run, hand out the rows."""
-        entries = cut.entries
+        entries, run = cut.entries, self._run_alone if cut.alone else self._run
         try:
             batch = self._prepared(cut)
             started = time.monotonic()
             try:
-                output = cut.run(batch)
+                output = run(batch)
             finally:  # before the rows are handed out: the next batch may run meanwhile
                 seconds = time.monotonic() - started
                 self._leave_engine(cut, seconds)
@@ -244,38 +194,33 @@ class Batcher(Generic[Item, Batch]):
             self._hand_out(entries, output)
             self._observe(cut, started, seconds)  # after the rows: the loop needs the interpreter to answer them
 
-    def _prepared(self, cut: _Cut[Item, Batch]) -> Batch:
+    def _prepared(self, cut: Cut[Item]) -> Batch:
         """The batch, when the engine is this thread's to run it."""
         try:
             batch = self._prepare([entry.item for entry in cut.entries])
             with self._lock:
-                self._engine_free.wait_for(lambda: self._num_free >= cut.num_streams)
-                self._num_free -= cut.num_streams
-                self._num_running += cut.num_calls
-                self._running_cost += sum(entry.cost for entry in cut.entries)
+                self._engine_free.wait_for(lambda: self._schedule.num_free >= cut.num_streams)
+                self._schedule.enter_engine(cut)
             return batch
         finally:
             with self._lock:
-                self._num_prepared -= 1
-                if self._may_cut():
+                self._schedule.num_prepared -= 1
+                if self._schedule.may_cut():
                     self._may_be_cut.notify()
 
-    def _leave_engine(self, cut: _Cut[Item, Batch], seconds: float) -> None:
+    def _leave_engine(self, cut: Cut[Item], seconds: float) -> None:
         with self._lock:
-            self._num_running -= cut.num_calls
-            self._running_cost -= sum(entry.cost for entry in cut.entries)
-            self._gathering.ended(time.monotonic(), seconds)
-            self._num_free += cut.num_streams
-            if self._num_prepared:
+            self._schedule.leave_engine(cut, time.monotonic(), seconds)
+            if self._schedule.num_prepared:
                 self._engine_free.notify()
-            elif self._may_cut():
+            elif self._schedule.may_cut():
                 self._may_be_cut.notify()
 
     def _hand_out(self, entries: list[Entry[Item]], output: NDArray[np.float32]) -> None:
         with self._lock:
             tell([e.ticket for n, e in enumerate(entries) if e.ticket.take(e.row, output[n : n + 1])])
 
-    def _observe(self, cut: _Cut[Item, Batch], started: float, seconds: float) -> None:
+    def _observe(self, cut: Cut[Item], started: float, seconds: float) -> None:
         entries = cut.entries
         costs = [entry.cost for entry in entries]
         padded = len(entries) * max(costs)
@@ -285,7 +230,7 @@ class Batcher(Generic[Item, Batch]):
         if self._observer is not None:
             waited = [max(0.0, started - entry.ticket.since) for entry in entries]
             sizes = sum(self._size(entry.item) for entry in entries)
-            share = cut.num_streams / self._num_streams
+            share = cut.num_streams / self._schedule.num_streams
             self._observer.ran(Ran(len(entries), sizes, padded, seconds, share, waited))
 
     def _fail(self, ticket: Ticket[Item], error: Exception) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.batching.batcher import MIN_SHARE, Batcher
-from serving.batching.forming import MAX_PADDING, form
+from serving.batching.batcher import Batcher
 from serving.batching.observing import Ran
+from serving.batching.schedule import MIN_SHARE
 from serving.batching.tickets import Draining, QueueFull, Ticket
 
 Vectors = NDArray[np.float32]
@@ -147,30 +147,6 @@ def test_any_mix_of_requests_gives_each_its_own_rows_in_order(
     assert engine.disturbed == 0
     assert seen.ran_items == sum(map(len, requests))
     assert seen.num_queued() == 0
-
-
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=80), st.data())
-def test_a_formed_batch_holds_its_head_keeps_the_limits_and_pads_little(costs: list[int], data: st.DataObject) -> None:
-    head = data.draw(st.integers(0, len(costs) - 1))
-    chosen = form(costs, head=head, max_items=16, max_cost=2048)
-    assert head in chosen
-    assert len(set(chosen)) == len(chosen) <= 16
-    padded = len(chosen) * max(costs[n] for n in chosen)
-    real = sum(costs[n] for n in chosen)
-    assert len(chosen) == 1 or padded <= 2048
-    assert len(chosen) == 1 or padded <= 2048 // 16 or real >= (1 - MAX_PADDING) * padded
-
-
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=80), st.data())
-def test_a_stepped_batch_is_the_largest_step_within_the_one_that_takes_any_number(
-    costs: list[int], data: st.DataObject
-) -> None:
-    head = data.draw(st.integers(0, len(costs) - 1))
-    free = form(costs, head=head, max_items=64, max_cost=2048)
-    stepped = form(costs, head=head, max_items=64, max_cost=2048, stepped_above=0)
-    assert head in stepped
-    assert set(stepped) <= set(free)
-    assert len(stepped) == max(n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n <= len(free))
 
 
 async def test_a_little_waits_for_more_beside_a_stream_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,10 +429,10 @@ async def test_what_comes_while_the_last_stream_ends_still_joins_the_batch_that_
     engine = Gated()
     batcher = make(engine, num_streams=2, max_cost=100, lends_all=True)
     many = asyncio.create_task(batcher.submit([(n, 10) for n in range(6)]))
-    await until(lambda: batcher._num_running == 2)
+    await until(lambda: batcher._schedule.num_running == 2)
     late = [asyncio.create_task(batcher.submit([(8, 10)]))]
     gates[0].set()
-    await until(lambda: batcher._num_free == 1)
+    await until(lambda: batcher._schedule.num_free == 1)
     late.append(asyncio.create_task(batcher.submit([(9, 10)])))
     await asyncio.sleep(0.02)
     gates[3].set()
@@ -472,7 +448,7 @@ async def test_a_full_batch_waits_prepared_while_another_runs_alone() -> None:
     small = asyncio.create_task(batcher.submit([(0, 10)]))
     await until(lambda: engine.is_alone)
     large = asyncio.create_task(batcher.submit([(n, 10) for n in range(1, 30)]))
-    await until(lambda: batcher._num_prepared == 1)
+    await until(lambda: batcher._schedule.num_prepared == 1)
     await asyncio.sleep(0.02)
     assert engine.running == 1
     engine.open.set()
