@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ class Encoder:
     def double(self, number: int) -> int:
         assert threading.get_ident() == self.thread, "an encoder belongs to the thread that made it"
         self.works += 1
+        time.sleep(0.0005)  # so that every thread has a turn
         if number < 0:
             raise ValueError(f"{number} is below zero")
         return 2 * number
