@@ -1,16 +1,18 @@
-"""The ASGI application: routes, limits while reading, deadlines, disconnects, one log line and count per request."""
+"""The ASGI application: each request to its route, and one count and one log line for it."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving.api import errors, management
+from serving.api.body import ClientGone, Message, Receive, check_media, read_body
+from serving.api.deadline import Deadline
 from serving.api.documents.openapi import openapi_json
 from serving.api.documents.page import page
 from serving.api.routes.table import PATHS, POSTS
@@ -23,8 +25,6 @@ from serving.watch.tracing import Tracing
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 # Answered in every state.
@@ -43,14 +43,21 @@ WHEN_LOADED: dict[str, Callable[[Call, Service[Any]], Response]] = {
     "/v1/license": management.license_text,
 }
 METRICS = ("/v1/metrics", "/metrics")
-WATCH_AFTER_S = 0.02  # an answer that comes sooner is not worth a task that looks whether the client is still there
+NO_ANSWER = Response(body=b"", status=499)  # as nginx counts a client that left
 UNKNOWN = "other"  # the route's label for every other path: labels must not come from requests
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class ClientGone(Exception):
-    """The client closed its connection; nobody reads an answer."""
+@dataclass(slots=True)
+class _Request:
+    """One request, as its head says it."""
+
+    route: str
+    method: str
+    headers: dict[bytes, bytes]
+    request_id: str
+    timing: Timing = field(default_factory=Timing)
 
 
 class App:
@@ -64,55 +71,60 @@ class App:
             raise RuntimeError(f"{scope['type']} is not served")
         started = time.monotonic()
         headers = dict(scope["headers"])
-        request_id = _request_id(headers)
-        route = _route(scope["path"])
+        request = _Request(_route(scope["path"]), scope["method"], headers, _request_id(headers))
         self.metrics.in_flight.inc()
-        status, num_tokens, num_items = 499, 0, 0  # as nginx counts a client that left
-        timing = Timing()
+        response = NO_ANSWER
         try:
             try:
-                response = await self._answer(route, scope["method"], headers, receive, timing)
+                response = await self._answer(request, receive)
             except ClientGone:
                 return
             except Exception as error:
                 problem = errors.problem(error)
                 if problem.status == 500:
-                    log.exception("request failed", extra={FIELDS: {"request_id": request_id}})
+                    log.exception("request failed", extra={FIELDS: {"request_id": request.request_id}})
                 response = problem.response()
-            status, num_tokens, num_items = response.status, response.num_tokens, response.num_items
-            await _send(send, response, request_id)
+            await _send(send, response, request.request_id)
         finally:
             self.metrics.in_flight.dec()
             seconds = time.monotonic() - started
-            self.metrics.answered(route, status, seconds)
-            self.metrics.prompt_tokens.inc(num_tokens)
-            if (route in PATHS or route == UNKNOWN) and (self.tracing is not None or log.isEnabledFor(logging.INFO)):
-                fields: dict[str, Any] = {
-                    "request_id": request_id,
-                    "route": route,
-                    "status": status,
-                    "duration_ms": round(seconds * 1000, 2),
-                    "queue_ms": round(timing.queue_s * 1000, 2),
-                    "engine_ms": round(timing.engine_s * 1000, 2),
-                    "prompt_tokens": num_tokens,
-                    "num_items": num_items,
-                }
-                if self.tracing is not None and route in PATHS:
-                    fields["trace_id"] = self.tracing.record(
-                        method=scope["method"],
-                        route=route,
-                        status=status,
-                        seconds=seconds,
-                        headers=headers,
-                        attributes={
-                            "enginery.request_id": request_id,
-                            "enginery.num_items": num_items,
-                            "enginery.num_tokens": num_tokens,
-                            "enginery.queue_seconds": timing.queue_s,
-                            "enginery.engine_seconds": timing.engine_s,
-                        },
-                    )
-                log.info("request", extra={FIELDS: fields})
+            self.metrics.answered(request.route, response.status, seconds)
+            self.metrics.prompt_tokens.inc(response.num_tokens)
+            if self.tracing is not None or log.isEnabledFor(logging.INFO):
+                self._record(request, response, seconds)
+
+    def _record(self, request: _Request, response: Response, seconds: float) -> None:
+        """One line of the log for a request to the engine, or to no route; and its span where traces are sent."""
+        is_post = request.route in PATHS
+        if not is_post and request.route != UNKNOWN:
+            return
+        timing = request.timing
+        fields: dict[str, Any] = {
+            "request_id": request.request_id,
+            "route": request.route,
+            "status": response.status,
+            "duration_ms": round(seconds * 1000, 2),
+            "queue_ms": round(timing.queue_s * 1000, 2),
+            "engine_ms": round(timing.engine_s * 1000, 2),
+            "prompt_tokens": response.num_tokens,
+            "num_items": response.num_items,
+        }
+        if self.tracing is not None and is_post:
+            fields["trace_id"] = self.tracing.record(
+                method=request.method,
+                route=request.route,
+                status=response.status,
+                seconds=seconds,
+                headers=request.headers,
+                attributes={
+                    "enginery.request_id": request.request_id,
+                    "enginery.num_items": response.num_items,
+                    "enginery.num_tokens": response.num_tokens,
+                    "enginery.queue_seconds": timing.queue_s,
+                    "enginery.engine_seconds": timing.engine_s,
+                },
+            )
+        log.info("request", extra={FIELDS: fields})
 
     def refuse_at_once(self, method: bytes, path: bytes) -> bytes | None:
         """An answer in HTTP/1.1 to a request of which only the head is read, when as many are answered as may be.
@@ -134,15 +146,14 @@ class App:
     def _busy(self) -> errors.Problem:
         return errors.busy(f"{self.state.in_flight} requests are being answered; try again", 1)
 
-    async def _answer(
-        self, route: str, method: str, headers: dict[bytes, bytes], receive: Receive, timing: Timing
-    ) -> Response:
+    async def _answer(self, request: _Request, receive: Receive) -> Response:
+        route, method = request.route, request.method
         if route == UNKNOWN:
             raise errors.not_found()
         if route in PATHS:
             if method != "POST":
                 raise errors.not_allowed("POST")
-            return await self._post(route, headers, receive, timing)
+            return await self._post(request, receive)
         if method not in ("GET", "HEAD"):
             raise errors.not_allowed("GET, HEAD")
         if route in METRICS:
@@ -152,21 +163,21 @@ class App:
             return ALWAYS[route](call)
         return WHEN_LOADED[route](call, self._service(allow_draining=True))
 
-    async def _post(self, route: str, headers: dict[bytes, bytes], receive: Receive, timing: Timing) -> Response:
+    async def _post(self, request: _Request, receive: Receive) -> Response:
         service = self._service()
         task = service.spec.task
-        post = POSTS[task].get(route)
+        post = POSTS[task].get(request.route)
         if post is None:
-            raise errors.not_of_this_model(route, task, tuple(POSTS[task]))
-        _check_media(headers)
+            raise errors.not_of_this_model(request.route, task, tuple(POSTS[task]))
+        check_media(request.headers)
         if self.state.in_flight >= self.limits.max_in_flight:
             raise self._busy()
         self.state.in_flight += 1
         try:
-            async with _Deadline(receive, self.limits) as deadline:
-                body = await _read_body(headers, receive, self.limits)
+            async with Deadline(receive, self.limits) as deadline:
+                body = await read_body(request.headers, receive, self.limits)
                 deadline.body_is_read()
-                call = Call(body=body, state=self.state, limits=self.limits, timing=timing)
+                call = Call(body=body, state=self.state, limits=self.limits, timing=request.timing)
                 return await post.answer(call, service)
         finally:
             self.state.in_flight -= 1
@@ -178,8 +189,8 @@ class App:
 
 
 def _route(path: str) -> str:
-    known = path in PATHS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
-    return path if known else UNKNOWN
+    is_route = path in PATHS or path in METRICS or path in ALWAYS or path in WHEN_LOADED
+    return path if is_route else UNKNOWN
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
@@ -190,82 +201,6 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 
 def _new_id() -> str:
     return f"{random.getrandbits(128):032x}"  # names a request, and need not be secret
-
-
-def _check_media(headers: dict[bytes, bytes]) -> None:
-    media = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
-    if media != b"application/json":
-        raise errors.unsupported("the body must be JSON; send content-type: application/json")
-    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise errors.unsupported("the body must not be compressed; leave content-encoding out")
-
-
-async def _read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits) -> bytes:
-    """The whole body. The limit fires while reading, before more of it is held."""
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
-        raise errors.too_large(limits.max_body_bytes)
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > limits.max_body_bytes:
-            raise errors.too_large(limits.max_body_bytes)
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-class _Deadline:
-    """Ends a request whose body comes too slowly, whose answer takes too long, or whose client has left.
-
-    A client's leaving takes its texts out of the queue.
-    """
-
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
-        self._loop = asyncio.get_running_loop()
-        self._timeout = asyncio.timeout(limits.body_timeout_s)
-        self._watching: asyncio.TimerHandle | None = None
-        self._leaving: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> _Deadline:
-        await self._timeout.__aenter__()
-        return self
-
-    def body_is_read(self) -> None:
-        """From now on the answer's time runs."""
-        self._timeout.reschedule(self._loop.time() + self._limits.request_timeout_s)
-        self._watching = self._loop.call_later(WATCH_AFTER_S, self._watch)
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        gone = self._leaving is not None and self._leaving.done()
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._leaving is not None:
-            self._leaving.remove_done_callback(self._end)
-            self._leaving.cancel()
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            if self._watching is None:
-                raise errors.too_slow() from None
-            if gone:
-                raise ClientGone from None
-            raise errors.deadline(self._limits.request_timeout_s) from None
-
-    def _watch(self) -> None:
-        self._leaving = self._loop.create_task(_wait_gone(self._receive))
-        self._leaving.add_done_callback(self._end)
-
-    def _end(self, leaving: asyncio.Task[None]) -> None:
-        self._timeout.reschedule(self._loop.time())
-
-
-async def _wait_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send(send: Send, response: Response, request_id: str) -> None:
