@@ -1,4 +1,4 @@
-"""Get the base image of a runtime: a tar, an image that an engine has or pulls, or one made from packages."""
+"""Get the base image of a runtime: a tar, an image that Docker has or pulls, or one made from packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.errors import ImageError
 from pipelines.image import dockerfile, oci
-from pipelines.image.docker import Engine
+from pipelines.image.docker import DockerClient
 from pipelines.store.files import file_digest, key_of
 from pipelines.store.store import Blob, Record, Store
 
@@ -29,7 +29,6 @@ class Base:
     layers: tuple[oci.Layer, ...]
     settings: Mapping[str, Any]  # its config: Env and the like; empty for a tar
     python: str  # "3.11": the wheels must be built for it
-    reference: str | None  # its name in the engine; None: it came as a tar
 
 
 def pinned(lock: Path) -> str:
@@ -38,24 +37,24 @@ def pinned(lock: Path) -> str:
     return f"{base['image']}@{base['digest']}" if base["digest"] else f"{base['image']}:{base['tag']}"
 
 
-def get(wanted: str | Path | None, containers: Path, store: Store, engine: Engine | None) -> Base:
+def get(wanted: str | Path | None, containers: Path, store: Store, docker: DockerClient | None) -> Base:
     """Get the base. `wanted` is a tar file's path or an image reference.
 
-    None takes the first of: the pinned image if the engine has it, a base that base.sh made here before, the pinned
+    None takes the first of: the pinned image if Docker has it, a base that base.sh made here before, the pinned
     image pulled, a new run of base.sh. Raises ImageError with every reason.
     """
     if wanted is not None:
-        return _tar(Path(wanted), store) if Path(wanted).is_file() else _image(str(wanted), store, engine)
+        return _tar(Path(wanted), store) if Path(wanted).is_file() else _image(str(wanted), store, docker)
     reference = pinned(containers / "images.lock")
-    if engine is not None and engine.id_of(reference):
-        return _image(reference, store, engine)
+    if docker is not None and docker.id_of(reference):
+        return _image(reference, store, docker)
     script = containers / "base.sh"
     key = key_of({"format": oci.FORMAT, "script": file_digest(script)})
     if (made := store.record(key)) is not None:
-        return _from_record(made, None)
+        return _from_record(made)
     reasons = []
     try:
-        return _image(reference, store, engine)
+        return _image(reference, store, docker)
     except ImageError as error:
         reasons.append(str(error))
     try:
@@ -74,7 +73,7 @@ def _tar(path: Path, store: Store) -> Base:
     if (record := store.record(key)) is None:
         with store.workspace() as scratch:
             record = _record(key, path.name, [_rewritten(path, scratch / "layer", store)], {}, store)
-    return _from_record(record, None)
+    return _from_record(record)
 
 
 def _packages(script: Path, key: str, store: Store) -> Base:
@@ -84,26 +83,26 @@ def _packages(script: Path, key: str, store: Store) -> Base:
             said = done.stderr.strip().splitlines()[-8:] or [f"exit code {done.returncode}"]
             raise ImageError("a base could not be made from Debian packages: " + "\n    ".join(said))
         layer = _rewritten(scratch / "base.tar", scratch / "layer", store)
-        return _from_record(_record(key, "Debian packages", [layer], {}, store), None)
+        return _from_record(_record(key, "Debian packages", [layer], {}, store))
 
 
-def _image(reference: str, store: Store, engine: Engine | None) -> Base:
-    if engine is None:
+def _image(reference: str, store: Store, docker: DockerClient | None) -> Base:
+    if docker is None:
         raise ImageError(f"{reference} is neither a file nor can it be pulled: no Docker engine can be reached")
-    if (image_id := engine.id_of(reference)) is None:
-        engine.pull(reference)
-        image_id = engine.id_of(reference)
+    if (image_id := docker.id_of(reference)) is None:
+        docker.pull(reference)
+        image_id = docker.id_of(reference)
     key = key_of({"format": oci.FORMAT, "image": image_id})
     if (record := store.record(key)) is None:
-        settings, _ = engine.settings_of(reference)
+        settings = docker.settings_of(reference)
         settings = {k: v for k, v in settings.items() if k in dockerfile.KEPT and v}
         with store.workspace() as scratch:
             blobs = []
-            for stream in engine.save_layers(reference, scratch / "saved"):
+            for stream in docker.save_layers(reference, scratch / "saved"):
                 oci.rewrite_layer(stream, scratch / "layer")
                 blobs.append(store.put(scratch / "layer"))
             record = _record(key, reference, blobs, settings, store)
-    return _from_record(record, reference)
+    return _from_record(record)
 
 
 def _rewritten(source: Path, scratch: Path, store: Store) -> Blob:
@@ -135,14 +134,13 @@ def _record(key: str, name: str, blobs: list[Blob], settings: Mapping[str, Any],
     return record
 
 
-def _from_record(record: Record, reference: str | None) -> Base:
+def _from_record(record: Record) -> Base:
     name = str(record.facts["name"])
     return Base(
         name=name,
         layers=tuple(oci.Layer(what="base", blob=blob) for _, blob in sorted(record.outputs.items())),
         settings=record.facts["settings"],
         python=record.facts["python"],
-        reference=reference,
     )
 
 

@@ -1,4 +1,4 @@
-"""A packaged model on a runtime base -> an OCI image by digest, in a layout and in the Docker engine."""
+"""A packaged model on a runtime base -> an OCI image by digest, in a layout and in Docker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.errors import ImageContextOnly, ImageError
-from pipelines.image import docker as docker_engine
 from pipelines.image import dockerfile, images, oci, package, runtime
-from pipelines.image.docker import Engine
+from pipelines.image.docker import DockerClient, DockerUnreachable, connect
 from pipelines.image.images import ImageLayer, ImageResult, Kind
-from pipelines.image.runtime import Builder, Runtime
+from pipelines.image.runtime import Runtime
 from pipelines.matrix.values import RowName
 from pipelines.store.files import file_digest, key_of, write_atomically
 from pipelines.store.store import Record, Store
@@ -45,33 +44,32 @@ def build_images(
     *,
     store: Store,
     base: str | Path | None = None,
-    builder: Builder = "auto",
     containers: Path = runtime.CONTAINERS,
     docker: bool = True,
     kinds: Sequence[Kind] = ("full",),
     repository: str | None = None,
 ) -> tuple[ImageResult, ...]:
-    """Build the images of a packaged model (dist/<model>), by runtime: into its `oci` folder and the Docker engine.
+    """Build the images of a packaged model (dist/<model>), by runtime: into its `oci` folder and Docker.
 
     images.json lists them beside the manifest. A runtime that can execute no profile has no image (without_profile).
-    docker=False leaves the engine alone. repository: where slim images look for files unless NIM_REPOSITORY_OVERRIDE
+    docker=False leaves Docker alone. repository: where slim images look for files unless NIM_REPOSITORY_OVERRIDE
     says otherwise ("s3://bucket/models", "oci://host/model:0.1.0"). Raises ImageError if no image can be made; the
     folder then has the complete context for `docker build` elsewhere.
     """
     shipped = manifest.read(folder / package.ROOT / package.MANIFEST)
-    engine, unreachable = _engine(docker)
+    client, unreachable = _connected(docker)
     offers = {name: offer(shipped, name) for name in runtimes}
     possible = [name for name in runtimes if name not in without_profile(shipped, runtimes)]
     if not possible:
         raise ImageError(f"{shipped.model} has no profile that the runtimes {', '.join(runtimes)} can execute")
     try:
-        bases = runtime.prepare(possible, store=store, engine=engine, base=base, containers=containers, builder=builder)
+        bases = runtime.prepare(possible, store=store, docker=client, base=base, containers=containers)
     except ImageError as error:
         (folder / images.FILE).unlink(missing_ok=True)  # of an earlier build: it is not of this manifest
         written = write_context(folder, possible, containers=containers, store=store)
         raise ImageContextOnly(
             f"{error}\nthe complete image context is in {written}: where a Docker engine and a base are, run\n"
-            f"  docker build --build-arg BASE=IMAGE --file {possible[0]}.Dockerfile {written.name}"
+            f"  docker build --build-arg BASE=IMAGE --file {written}/{possible[0]}.Dockerfile {written}"
         ) from error
     wanted = [(name, kind) for name in possible for kind in dict.fromkeys(kinds)]
     assembled = {
@@ -79,8 +77,8 @@ def build_images(
         for name, kind in wanted
     }
     oci.write_layout(folder / LAYOUT, assembled, store)
-    if engine is not None:
-        engine.load(assembled, store)
+    if client is not None:
+        client.load(assembled, store)
     results = tuple(
         ImageResult(
             reference=reference,
@@ -113,12 +111,13 @@ def reference_of(shipped: Manifest, name: str, kind: Kind) -> str:
     return f"enginery/{shipped.model}:{shipped.release}{RUNTIMES[name][0]}{'-slim' if kind == 'slim' else ''}"
 
 
-def _engine(wanted: bool) -> tuple[Engine | None, str | None]:
+def _connected(wanted: bool) -> tuple[DockerClient | None, str | None]:
+    """Docker's client, or why there is none."""
     if not wanted:
-        return None, "the Docker engine was not asked for"
+        return None, "Docker was not asked for"
     try:
-        return docker_engine.connect(), None
-    except docker_engine.EngineUnreachable as error:
+        return connect(), None
+    except DockerUnreachable as error:
         return None, str(error)
 
 

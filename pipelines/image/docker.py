@@ -1,10 +1,10 @@
-"""Talk to a Docker engine: the only module that imports its SDK."""
+"""Talk to Docker: the only module that imports its SDK."""
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,32 +13,32 @@ from pipelines.image import oci
 from pipelines.store.store import Store
 
 
-class EngineUnreachable(ImageError):
+class DockerUnreachable(ImageError):
     """No Docker engine answers; everything that needs none still works."""
 
 
-def connect(timeout_s: float = 600) -> Engine:
-    """The engine that the environment names (DOCKER_HOST) or the local one; raises EngineUnreachable."""
+def connect(timeout_s: float = 600) -> DockerClient:
+    """The daemon that the environment names (DOCKER_HOST) or the local one; raises DockerUnreachable."""
     try:
         import docker
 
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except Exception as error:  # the SDK lets errors of several libraries through here
-        raise EngineUnreachable(
+        raise DockerUnreachable(
             f"no Docker engine can be reached ({error}); start one, or set DOCKER_HOST to one"
         ) from error
-    return Engine(client)
+    return DockerClient(client)
 
 
-class Engine:
-    """One engine, and the few things that images need of it."""
+class DockerClient:
+    """One Docker daemon, and the few things that images need of it."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def id_of(self, reference: str) -> str | None:
-        """The image's id ("sha256:…": its config's digest), or None if the engine does not have it."""
+        """The image's id ("sha256:…": its config's digest), or None if Docker does not have it."""
         from docker.errors import ImageNotFound
 
         try:
@@ -47,7 +47,7 @@ class Engine:
             return None
 
     def pull(self, reference: str) -> None:
-        """Pull an image; raises ImageError with the engine's own words."""
+        """Pull an image; raises ImageError with Docker's own words."""
         from docker.errors import APIError
         from requests.exceptions import RequestException
 
@@ -59,51 +59,12 @@ class Engine:
                 if "error" in event:
                     raise ImageError(f"{reference} could not be pulled: {event['error']}")
         except (APIError, RequestException) as error:
-            said = getattr(error, "explanation", None) or error
-            raise ImageError(f"{reference} could not be pulled: {said}") from error
+            reason = getattr(error, "explanation", None) or error
+            raise ImageError(f"{reference} could not be pulled: {reason}") from error
 
-    def import_layer(self, layer: Path, reference: str) -> None:
-        """Make an image of one layer, for a Dockerfile to start from."""
-        if self.id_of(reference) is None:
-            name, _, tag = reference.rpartition(":")
-            with layer.open("rb") as file:
-                answer = self._client.api.import_image_from_data(file, repository=name, tag=tag)
-            if '"error"' in str(answer):
-                raise ImageError(f"the engine refused the base {layer.name}: {answer}")
-
-    def build(self, context: Iterable[oci.Entry], base: str, scratch: Path, *, use_cache: bool = True) -> str:
-        """Build the Dockerfile of a context on a base image; the new image's id. `scratch` holds the context."""
-        from docker.errors import APIError
-
-        oci.write_layer(context, scratch)
-        said: list[str] = []
-        built: str | None = None
-        try:
-            with scratch.open("rb") as file:
-                events = self._client.api.build(
-                    fileobj=file,
-                    custom_context=True,
-                    buildargs={"BASE": base},
-                    nocache=not use_cache,
-                    rm=True,
-                    forcerm=True,
-                    decode=True,
-                )
-                for event in events:
-                    said.append(str(event.get("stream") or event.get("error") or "").rstrip())
-                    built = event.get("aux", {}).get("ID", built)
-                    if "error" in event:
-                        raise ImageError("the engine's build failed:\n" + "\n".join(filter(None, said[-12:])))
-        except APIError as error:
-            raise ImageError(f"the engine refused the build: {error.explanation or error}") from error
-        if built is None:
-            raise ImageError("the engine named no image after the build:\n" + "\n".join(filter(None, said[-12:])))
-        return built
-
-    def settings_of(self, reference: str) -> tuple[dict[str, Any], int]:
-        """The `config` part of an image, and its number of layers."""
-        attributes = self._client.images.get(reference).attrs
-        return dict(attributes.get("Config") or {}), len(attributes["RootFS"]["Layers"])
+    def settings_of(self, reference: str) -> dict[str, Any]:
+        """The `config` part of an image."""
+        return dict(self._client.images.get(reference).attrs.get("Config") or {})
 
     def save_layers(self, reference: str, scratch: Path) -> Iterator[IO[bytes]]:
         """The layers of an image, lowest first, each as a tar file to read before the next."""
@@ -112,14 +73,14 @@ class Engine:
                 file.write(chunk)
         with tarfile.open(scratch) as archive:
             for name in _archived_layers(archive):
-                layer = archive.extractfile(name)  # follows the links by which engines name a layer twice
+                layer = archive.extractfile(name)  # follows the links by which Docker names a layer twice
                 if layer is None:
-                    raise ImageError(f"{reference}: the engine's archive names the layer {name} and does not hold it")
+                    raise ImageError(f"{reference}: Docker's archive names the layer {name} and does not hold it")
                 with layer:
                     yield layer
 
     def load(self, images: Mapping[str, oci.Image], store: Store) -> None:
-        """Load images under their references. Layers that the engine has are not sent again where it allows that."""
+        """Load images under their references. Layers that Docker has are not sent again where it allows that."""
         from docker.errors import APIError, ImageLoadError
 
         missing = {r: i for r, i in images.items() if self.id_of(r) != oci.blob_of(i.config).digest}
@@ -132,8 +93,8 @@ class Engine:
                 try:
                     self._client.images.load(oci.docker_archive({reference: image}, store, left_out))
                 except (APIError, ImageLoadError) as error:
-                    if not left_out:  # an engine with another image store wants all layers: the second round sends them
-                        raise ImageError(f"the engine refused {reference}: {error}") from error
+                    if not left_out:  # a daemon with another image store wants all layers: the second round sends them
+                        raise ImageError(f"Docker refused {reference}: {error}") from error
                 else:
                     break
 
@@ -151,7 +112,7 @@ class Engine:
         self._client.images.get(image_id).tag(name, tag=tag)
 
     def _held(self, image: oci.Image) -> frozenset[str]:
-        """The layers at the bottom of an image that some image of the engine is built on too."""
+        """The layers at the bottom of an image that some image of this daemon is built on too."""
         digests = [layer.blob.digest for layer in image.layers]
         longest = 0
         for summary in self._client.api.images(all=True, quiet=True):
@@ -165,6 +126,6 @@ class Engine:
 def _archived_layers(archive: tarfile.TarFile) -> list[str]:
     index = archive.extractfile("manifest.json")
     if index is None:
-        raise ImageError("the engine's archive has no manifest.json")
+        raise ImageError("Docker's archive has no manifest.json")
     (image,) = json.load(index)
     return list(image["Layers"])

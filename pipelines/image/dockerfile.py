@@ -1,4 +1,4 @@
-"""Read the Dockerfiles of containers/: the few instructions that need no engine to be carried out."""
+"""Read the Dockerfiles of containers/: the few instructions that can be carried out without Docker."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Dockerfile:
         return merged
 
 
-# What is kept of an engine's config: the rest (Hostname, Image, AttachStdin, …) describes the container that built it.
+# What is kept of an image's config: the rest (Hostname, Image, AttachStdin, …) describes the container that built it.
 KEPT = (
     "Cmd",
     "Entrypoint",

@@ -20,8 +20,8 @@ FORMAT = 1
 EPOCH = "1970-01-01T00:00:00Z"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-# Uncompressed: a layer's digest is then its diff id as well, no compressor's version can change it, and engines, which
-# hardly compress, load at the speed of the disk.
+# Uncompressed: a layer's digest is then its diff id as well, no compressor's version can change it, and engine files,
+# which hardly compress, load at the speed of the disk.
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 # What a machine or a package manager leaves in a base image and no container reads. Folders stay, their files go.
@@ -178,7 +178,7 @@ def descriptor(media_type: str, blob: Blob) -> dict[str, Any]:
 
 
 def archive_index(images: Mapping[str, Image]) -> bytes:
-    """The `manifest.json` by which every Docker engine since 1.10 loads a layout: {reference: image}."""
+    """The `manifest.json` by which Docker since 1.10 loads a layout: {reference: image}."""
     return canonical(
         [
             {
@@ -249,7 +249,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def docker_archive(images: Mapping[str, Image], store: Store, left_out: frozenset[str]) -> Iterator[bytes]:
-    """A tar stream that `docker load` takes. Layers in `left_out` are named and not sent: the engine has them."""
+    """A tar stream that `docker load` takes. Layers in `left_out` are named and not sent: Docker has them."""
     small = {"manifest.json": archive_index(images)}
     small |= {blob_path(blob_of(image.config).digest): image.config for image in images.values()}
     layers = {layer.blob.digest: layer.blob for image in images.values() for layer in image.layers}

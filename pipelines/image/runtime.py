@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pipelines.errors import ImageError
 from pipelines.image import base as base_image
 from pipelines.image import dockerfile, oci, wheels
 from pipelines.image.base import Base
-from pipelines.image.docker import Engine
+from pipelines.image.docker import DockerClient
 from pipelines.store.files import file_digest, key_of
 from pipelines.store.store import Record, Store
 
@@ -24,11 +22,6 @@ SERVING = REPOSITORY / "serving"
 APP = "app"  # the context's folder of the server and its commands
 APP_AT = "opt/enginery"
 
-# Who makes the layers. "engine": `docker build`. "host": this process, from the same Dockerfile, to the same digests
-# (docs/adr/0002-images.md). "auto": the engine where one is there and packages must be installed anyway; a change of
-# the server alone costs the engine half a minute and the host a second.
-Builder = Literal["auto", "engine", "host"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
@@ -37,9 +30,6 @@ class Runtime:
     name: str  # "cpu", "rtx", "cuda"
     base: str  # what it starts from, in words
     image: oci.Image
-    built: tuple[str, ...]  # the layers that were not in the store: ("lib/cpu", "app")
-    built_by: str | None  # "engine" or "host"; None: nothing was built
-    duration_s: float
 
     @property
     def digest(self) -> str:
@@ -47,66 +37,42 @@ class Runtime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """A runtime, and the keys of the layers that its Dockerfile asks for."""
+class _RuntimeSpec:
+    """A runtime's Dockerfile, and the keys of the layers that it asks for."""
 
     name: str
     containers: Path
     file: dockerfile.Dockerfile
     keys: Mapping[dockerfile.Copy, str]
 
-    def missing(self, store: Store) -> list[dockerfile.Copy]:
-        return [copy for copy, key in self.keys.items() if store.record(key) is None]
-
 
 def prepare(
     names: Sequence[str],
     *,
     store: Store,
-    engine: Engine | None,
+    docker: DockerClient | None,
     base: str | Path | None = None,
     containers: Path = CONTAINERS,
-    builder: Builder = "auto",
 ) -> dict[str, Runtime]:
     """The named runtime bases, built where their layers are not in the store. Raises ImageError.
 
     base: an image reference or a tar's path; None: see base_image.get.
     """
-    plans = [_plan(name, containers) for name in names]
-    start = base_image.get(base, containers, store, engine)
+    specs = [_spec(name, containers) for name in names]
+    start = base_image.get(base, containers, store, docker)
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if start.python != here:
         raise ImageError(
             f"the base {start.name} has Python {start.python} and this is Python {here}: wheels resolved here "
             f"would not load there; run the build with Python {start.python} or give a base with Python {here}"
         )
-    if builder == "engine" and engine is None:
-        raise ImageError("the engine is asked to build, and no Docker engine can be reached")
-    runtimes: dict[str, Runtime] = {}
     with store.workspace() as scratch:
-        for plan in plans:
-            began = time.monotonic()
-            missing = plan.missing(store)
-            packages = any(copy.source != APP for copy in missing)
-            by_engine = bool(missing) and (builder == "engine" or (builder == "auto" and packages))
-            if engine is not None and by_engine:
-                missing = list(plan.file.copies)
-                _build_in_engine(plan, start, scratch, store, engine)
-            else:
-                by_engine = False
-                _build_here(plan, missing, scratch, store)
-            runtimes[plan.name] = Runtime(
-                name=plan.name,
-                base=start.name,
-                image=_image(plan, start, store),
-                built=tuple(copy.source for copy in missing),
-                built_by=None if not missing else "engine" if by_engine else "host",
-                duration_s=round(time.monotonic() - began, 3),
-            )
-    return runtimes
+        for spec in specs:
+            _build(spec, scratch, store)
+    return {spec.name: Runtime(name=spec.name, base=start.name, image=_image(spec, start, store)) for spec in specs}
 
 
-def _plan(name: str, containers: Path) -> _Plan:
+def _spec(name: str, containers: Path) -> _RuntimeSpec:
     path = containers / name / "Dockerfile"
     if not path.is_file():
         raise ImageError(f"there is no runtime {name!r} in {containers}; the runtimes are cpu, rtx and cuda")
@@ -117,7 +83,7 @@ def _plan(name: str, containers: Path) -> _Plan:
         copy: key_of({**key_inputs, "source": copy.source, "target": copy.target, "from": _inputs(copy, containers)})
         for copy in file.copies
     }
-    return _Plan(name=name, containers=containers, file=file, keys=keys)
+    return _RuntimeSpec(name=name, containers=containers, file=file, keys=keys)
 
 
 def _inputs(copy: dockerfile.Copy, containers: Path) -> Mapping[str, str]:
@@ -151,63 +117,27 @@ def fill_context(context: Path, copies: Sequence[dockerfile.Copy], containers: P
             wheels.install(requirements, found, target, prefix=f"/{copy.target}")
 
 
-def _build_here(plan: _Plan, missing: Sequence[dockerfile.Copy], scratch: Path, store: Store) -> None:
-    fill_context(scratch / "context", missing, plan.containers, store)
+def _build(spec: _RuntimeSpec, scratch: Path, store: Store) -> None:
+    """Put the layers into the store that are not there."""
+    missing = [copy for copy, key in spec.keys.items() if store.record(key) is None]
+    fill_context(scratch / "context", missing, spec.containers, store)
     for copy in missing:
         oci.write_layer(oci.tree(scratch / "context" / copy.source, copy.target), scratch / "layer")
-        _keep(plan, copy, scratch / "layer", store)
-
-
-def _build_in_engine(plan: _Plan, start: Base, scratch: Path, store: Store, engine: Engine) -> None:
-    context, copies = scratch / "context", plan.file.copies
-    fill_context(context, copies, plan.containers, store)
-    entries = [entry for copy in copies for entry in oci.tree(context / copy.source, copy.source)]
-    entries.append(oci.Entry(name="Dockerfile", source=plan.containers / plan.name / "Dockerfile"))
-    built = engine.build(entries, _in_engine(start, engine, store), scratch / "context.tar")
-    try:
-        said, num_layers = engine.settings_of(built)
-        mine = plan.file.over(start.settings)
-        said = {key: value for key, value in said.items() if key in dockerfile.KEPT and value}
-        if num_layers != len(start.layers) + len(copies) or said != mine:
-            raise ImageError(
-                f"the engine reads {plan.name}/Dockerfile otherwise than pipelines/image/dockerfile.py:\n"
-                f"  engine: {num_layers} layers, {said}\n  here: {len(start.layers) + len(copies)} layers, {mine}"
-            )
-        for number, stream in enumerate(engine.save_layers(built, scratch / "saved")):
-            if number >= len(start.layers):
-                oci.rewrite_layer(stream, scratch / "layer")
-                _keep(plan, copies[number - len(start.layers)], scratch / "layer", store)
-    finally:
-        engine.remove(built)
-
-
-def _in_engine(start: Base, engine: Engine, store: Store) -> str:
-    """The base under a name that a Dockerfile can start from; a base that came as a tar is imported."""
-    if start.reference is not None:
-        return start.reference
-    (layer,) = start.layers
-    reference = f"enginery/base:{layer.blob.digest.removeprefix('sha256:')[:12]}"
-    engine.import_layer(store.verified(layer.blob), reference)
-    return reference
-
-
-def _keep(plan: _Plan, copy: dockerfile.Copy, layer: Path, store: Store) -> None:
-    store.write_record(
-        Record(
-            key=plan.keys[copy],
+        record = Record(
+            key=spec.keys[copy],
             stage="runtime",
             subject=copy.source.replace("/", "-"),
             key_inputs={},
-            outputs={"layer.tar": store.put(layer)},
+            outputs={"layer.tar": store.put(scratch / "layer")},
             facts={},
             duration_s=0.0,
             peak_rss_bytes=0,
         )
-    )
+        store.write_record(record)
 
 
-def _image(plan: _Plan, start: Base, store: Store) -> oci.Image:
-    records = {copy: store.record(key) for copy, key in plan.keys.items()}
+def _image(spec: _RuntimeSpec, start: Base, store: Store) -> oci.Image:
+    records = {copy: store.record(key) for copy, key in spec.keys.items()}
     added = [oci.Layer(what=c.source, blob=r.outputs["layer.tar"]) for c, r in records.items() if r is not None]
-    title = {"org.opencontainers.image.title": f"enginery runtime: {plan.name}"}
-    return oci.assemble([*start.layers, *added], plan.file.over(start.settings), title)
+    title = {"org.opencontainers.image.title": f"enginery runtime: {spec.name}"}
+    return oci.assemble([*start.layers, *added], spec.file.over(start.settings), title)

@@ -169,7 +169,7 @@ def installation(tmp_path: Path, tiny_model: Path) -> Iterator[Installation]:
     Fleet.at(tmp_path / "site", tiny_model, MATRIX.replace("runtimes: [rtx, cpu]", "runtimes: []"))
     try:
         docker.connect()
-    except docker.EngineUnreachable as error:
+    except docker.DockerUnreachable as error:
         pytest.skip(str(error))
     prepared = subprocess.run(
         [str(FOLDER / "debian" / "prepare.sh")],

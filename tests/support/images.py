@@ -6,9 +6,11 @@ import fcntl
 import io
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,16 @@ def base_tar(path: Path, python: str = PYTHON, **changed: bytes) -> Path:
     return path
 
 
+@contextmanager
+def imported(layer: Path, reference: str) -> Iterator[str]:
+    """A Docker image of one layer, for a Dockerfile to start from."""
+    subprocess.run(["docker", "import", layer, reference], check=True, capture_output=True, timeout=300)
+    try:
+        yield reference
+    finally:
+        subprocess.run(["docker", "rmi", reference], check=False, capture_output=True, timeout=60)
+
+
 def files_of(result: ImageResult, store: Path) -> dict[str, bytes]:
     """The image's files, upper layers over lower ones; the layers lie in the store it was built with."""
     found: dict[str, bytes] = {}
@@ -104,10 +116,10 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def docker_client() -> docker.Engine:
+def docker_client() -> docker.DockerClient:
     try:
         return docker.connect(timeout_s=300)
-    except docker.EngineUnreachable as error:
+    except docker.DockerUnreachable as error:
         pytest.skip(str(error))
 
 
@@ -118,9 +130,11 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(image_store: Path, docker_client: docker.Engine, image_folder: Path) -> Iterator[dict[str, ImageResult]]:
+def images(
+    image_store: Path, docker_client: docker.DockerClient, image_folder: Path
+) -> Iterator[dict[str, ImageResult]]:
     """Real runtimes under a model of a few bytes, in the engine."""
-    made = image.build_images(image_folder, ("rtx", "cpu"), store=Store(image_store), builder="host")
+    made = image.build_images(image_folder, ("rtx", "cpu"), store=Store(image_store))
     yield {result.runtime: result for result in made}
     for result in made:
         docker_client.remove(result.reference)

@@ -20,7 +20,7 @@ import pytest
 
 from pipelines.cli.demo import HARDENED
 from pipelines.image import build
-from pipelines.image import docker as docker_engine
+from pipelines.image.docker import DockerUnreachable, connect
 from pipelines.store.store import Store
 from tests.support.models import ROOT
 
@@ -74,8 +74,8 @@ def running(built: Path, model: str, tokenizer: str) -> Iterator[Served]:
     """The model's container, as a stranger would run it; its folder served by a process where no engine answers."""
     dist = built / "dist" / model
     try:
-        engine = docker_engine.connect(timeout_s=300)
-    except docker_engine.EngineUnreachable:
+        client = connect(timeout_s=300)
+    except DockerUnreachable:
         with process(dist) as url:
             yield Served(url=url, model=model, tokenizer=built / tokenizer)
         return
@@ -83,12 +83,12 @@ def running(built: Path, model: str, tokenizer: str) -> Iterator[Served]:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "tests.lock").open("w") as file:  # other tests make the same runtime
         fcntl.flock(file, fcntl.LOCK_EX)
-        (made,) = build.build_images(dist, ("cpu",), store=Store(cache), builder="host")
+        (made,) = build.build_images(dist, ("cpu",), store=Store(cache))
     try:
         with container(made.image_id) as url:
             yield Served(url=url, model=model, tokenizer=built / tokenizer)
     finally:
-        engine.remove(made.reference)
+        client.remove(made.reference)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Slim:
 @pytest.fixture(scope="module")
 def slim(
     image_store: Path,
-    docker_client: docker.Engine,
+    docker_client: docker.DockerClient,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Slim]:
     folder, tiny = tmp_path_factory.mktemp("slim") / MODEL, make_tiny(0)
@@ -77,7 +77,7 @@ def slim(
     write_manifest(root, [best, generic, elsewhere])
     path = root / package.MANIFEST
     path.write_bytes(path.read_bytes().replace(b"model: 'tiny'", f"model: '{MODEL}'".encode()))
-    (made,) = build.build_images(folder, ("cpu",), store=Store(image_store), builder="host", kinds=("slim",))
+    (made,) = build.build_images(folder, ("cpu",), store=Store(image_store), kinds=("slim",))
     yield Slim(image_id=made.image_id, folder=folder, selected=best.id)
     docker_client.remove(made.reference)
 

@@ -22,7 +22,7 @@ import pytest
 
 from pipelines.cli.demo import HARDENED
 from pipelines.image import build
-from pipelines.image import docker as docker_engine
+from pipelines.image.docker import DockerClient
 from pipelines.store.store import Store
 from serving.contract import manifest
 from serving.tasks.embed import load_golden
@@ -234,8 +234,8 @@ UNPROBED = (*HARDENED, "--no-healthcheck")
 
 
 @pytest.fixture(scope="module")
-def built_image(walk: Walk, image_store: Path, docker_client: docker_engine.Engine) -> Iterator[str]:
-    (made,) = build.build_images(walk.model, ("cpu",), store=Store(image_store), builder="host")
+def built_image(walk: Walk, image_store: Path, docker_client: DockerClient) -> Iterator[str]:
+    (made,) = build.build_images(walk.model, ("cpu",), store=Store(image_store))
     yield made.image_id
     docker_client.remove(made.reference)
 

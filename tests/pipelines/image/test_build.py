@@ -1,11 +1,10 @@
-"""Images: the same digest from two builders, in two folders, at two times; and what they do when they run."""
+"""Images: the same digest in two folders, at two times, and by `docker build`; and what they do when they run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +14,23 @@ import pytest
 
 from pipelines.errors import ImageError
 from pipelines.image import build as image
-from pipelines.image import docker, oci, package, runtime, wheels
+from pipelines.image import docker, dockerfile, oci, package, runtime, wheels
 from pipelines.image.images import ImageResult, describe
 from pipelines.matrix.load import load
+from pipelines.store.files import file_digest
 from pipelines.store.store import Store
 from serving.contract import manifest
-from tests.support.images import CPU_ROWS, GPU_ROWS, HARDENED, MODEL, base_tar, dist, files_of, write_containers
+from tests.support.images import (
+    CPU_ROWS,
+    GPU_ROWS,
+    HARDENED,
+    MODEL,
+    base_tar,
+    dist,
+    files_of,
+    imported,
+    write_containers,
+)
 from tests.support.published import MATRIX
 
 
@@ -371,36 +381,47 @@ def test_tensorrt_for_rtx_loads_in_its_image_without_a_gpu(images: dict[str, Ima
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_engines_build_and_the_hosts_give_one_digest(
-    image_store: Path, docker_client: docker.Engine, images: dict[str, ImageResult], tmp_path: Path
+def test_docker_builds_the_written_context_to_our_layers_and_settings(
+    image_store: Path, docker_client: docker.DockerClient, images: dict[str, ImageResult], tmp_path: Path
 ) -> None:
-    del images  # the base is in the cache
-    by_host = runtime.prepare(["cpu"], store=Store(image_store), engine=None, builder="host")["cpu"]
-    (tmp_path / "store").mkdir()
-    shutil.copytree(image_store / "wheels", tmp_path / "store/wheels", copy_function=os.link)
-    base = Store(image_store).path(by_host.image.layers[0].blob.digest)
-    by_engine = runtime.prepare(
-        ["cpu"], store=Store(tmp_path / "store"), engine=docker_client, base=base, builder="engine"
-    )["cpu"]
-    assert by_engine.built_by == "engine"
-    assert [layer.blob for layer in by_engine.image.layers] == [layer.blob for layer in by_host.image.layers]
-    assert by_engine.digest == by_host.digest
+    store = Store(image_store)
+    ours = runtime.prepare(["cpu"], store=store, docker=None)["cpu"].image
+    context = image.write_context(dist(tmp_path / "1"), ["cpu"], containers=runtime.CONTAINERS, store=store)
+    name = "enginery/test-context:1"
+    with imported(store.path(ours.layers[0].blob.digest), "enginery/test-base:2") as base:
+        command = [
+            "docker",
+            "build",
+            "--build-arg",
+            f"BASE={base}",
+            "--file",
+            context / "cpu.Dockerfile",
+            "--tag",
+            name,
+        ]
+        subprocess.run([*command, context], check=True, capture_output=True, timeout=600)
+    try:
+        settings = docker_client.settings_of(name)
+        digests = []
+        for stream in docker_client.save_layers(name, tmp_path / "saved"):
+            oci.rewrite_layer(stream, tmp_path / "layer")
+            digests.append(file_digest(tmp_path / "layer"))
+    finally:
+        docker_client.remove(name)
+    assert digests[:-1] == [layer.blob.digest for layer in ours.layers]  # the last: the model's files
+    assert {key: value for key, value in settings.items() if key in dockerfile.KEPT and value} == ours.settings
 
 
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_base_by_its_name_in_the_engine_gives_the_layers_of_its_tar(
-    image_store: Path, docker_client: docker.Engine, images: dict[str, ImageResult], tmp_path: Path, small: Path
+    image_store: Path, docker_client: docker.DockerClient, images: dict[str, ImageResult], tmp_path: Path, small: Path
 ) -> None:
     layer = images["cpu"].layers[0]
-    reference = "enginery/test-base:1"
-    docker_client.import_layer(Store(image_store).path(layer.digest), reference)
-    try:
+    with imported(Store(image_store).path(layer.digest), "enginery/test-base:1") as reference:
         store = Store(tmp_path / "store")
-        made = runtime.prepare(["cpu"], store=store, engine=docker_client, base=reference, containers=small)["cpu"]
-    finally:
-        docker_client.remove(reference)
+        made = runtime.prepare(["cpu"], store=store, docker=docker_client, base=reference, containers=small)["cpu"]
     assert made.image.layers[0].blob.digest == layer.digest
 
 
@@ -408,7 +429,7 @@ def test_a_base_by_its_name_in_the_engine_gives_the_layers_of_its_tar(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_engine_has_the_image_under_its_name_and_its_id_is_the_configs_digest(
-    docker_client: docker.Engine, images: dict[str, ImageResult], image_folder: Path
+    docker_client: docker.DockerClient, images: dict[str, ImageResult], image_folder: Path
 ) -> None:
     for result in images.values():
         assert docker_client.id_of(result.reference) == result.image_id
@@ -420,6 +441,6 @@ def test_the_engine_has_the_image_under_its_name_and_its_id_is_the_configs_diges
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_image_that_cannot_be_pulled_is_refused_with_the_engines_words(docker_client: docker.Engine) -> None:
+def test_an_image_that_cannot_be_pulled_is_refused_with_the_engines_words(docker_client: docker.DockerClient) -> None:
     with pytest.raises(ImageError, match="localhost:1/nothing:1 could not be pulled"):
         docker_client.pull("localhost:1/nothing:1")
