@@ -133,7 +133,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(
     image_store: Path, docker_client: docker.DockerClient, image_folder: Path
 ) -> Iterator[dict[str, ImageResult]]:
-    """Real runtimes under a model of a few bytes, in the engine."""
+    """Real runtimes under a model of a few bytes, in Docker."""
     made = image.build_images(image_folder, ("rtx", "cpu"), store=Store(image_store))
     yield {result.runtime: result for result in made}
     for result in made:

@@ -389,17 +389,8 @@ def test_docker_builds_the_written_context_to_our_layers_and_settings(
     context = image.write_context(dist(tmp_path / "1"), ["cpu"], containers=runtime.CONTAINERS, store=store)
     name = "enginery/test-context:1"
     with imported(store.path(ours.layers[0].blob.digest), "enginery/test-base:2") as base:
-        command = [
-            "docker",
-            "build",
-            "--build-arg",
-            f"BASE={base}",
-            "--file",
-            context / "cpu.Dockerfile",
-            "--tag",
-            name,
-        ]
-        subprocess.run([*command, context], check=True, capture_output=True, timeout=600)
+        command = ["docker", "build", "--build-arg", f"BASE={base}", "--file", context / "cpu.Dockerfile"]
+        subprocess.run([*command, "--tag", name, context], check=True, capture_output=True, timeout=600)
     try:
         settings = docker_client.settings_of(name)
         digests = []
