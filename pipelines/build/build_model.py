@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.build.project import Project
 from pipelines.build.result import ModelResult
 from pipelines.errors import ImageContextOnly, PackageError
@@ -27,8 +28,6 @@ from pipelines.store.store import Store
 from serving.contract import manifest
 from serving.tasks.table import TASKS
 
-# backend -> the distribution whose version an engine is bound to
-BOUND_TO = {"openvino": "openvino", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings", "tensorrt": "tensorrt"}
 
 
 def package_model(
@@ -95,7 +94,7 @@ def _candidate(row: RowPlan, plan: Plan, store: Store) -> Candidate:
     assert row.engine is not None
     assert compiled is not None
     assert judged is not None
-    distribution = BOUND_TO.get(package.EXECUTION[row.row.sku.compiler][0])
+    distribution = COMPILERS[row.row.sku.compiler].bound_to
     return Candidate(
         row=row.row,
         engines={
@@ -109,8 +108,8 @@ def _candidate(row: RowPlan, plan: Plan, store: Store) -> Candidate:
 
 def bound_versions(candidates: Sequence[Candidate]) -> dict[str, str]:
     """Backend -> version: those of this machine, and for backends that it does not have, those of its workers."""
-    here = {backend: version_of(distribution) for backend, distribution in BOUND_TO.items()}
-    theirs = {package.EXECUTION[c.row.sku.compiler][0]: c.version for c in candidates if c.version is not None}
+    here = {spec.backend: version_of(spec.bound_to) for spec in COMPILERS.values() if spec.bound_to is not None}
+    theirs = {COMPILERS[c.row.sku.compiler].backend: c.version for c in candidates if c.version is not None}
     return {name: theirs.get(name, version) if version == NOT_INSTALLED else version for name, version in here.items()}
 
 

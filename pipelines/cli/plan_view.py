@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.inspect.text import table
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.plan.estimate import Estimate, Totals, estimates, totals
 from pipelines.plan.graph import Graph, RowPlan
 from pipelines.plan.staleness import Plan, Staleness, not_here, ours
@@ -87,7 +88,7 @@ def worker_of(planned: RowPlan) -> str:
         return "here"
     if sku.kind == "cpu":
         return f"a CPU like {sku.name}"
-    if sku.compiler == "tensorrt" or row.tp > 1:
+    if COMPILERS[sku.compiler].needs_gpu or row.tp > 1:
         return f"{row.tp} × {sku.product} GPU"
     return f"any, with enginery[{sku.compiler}]"
 

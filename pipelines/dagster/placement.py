@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.errors import WorkerError
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Matrix, Row, RowName, Sku, Worker, refusal_here
 
 DEFAULT_QUEUE = "home"
@@ -35,7 +36,7 @@ def queue_of(partition: str | None) -> str:
 
 def needs_gpu(row: Row) -> bool:
     """Whether its engine can be made only where the GPU is."""
-    return row.sku.compiler == "tensorrt" or row.tp > 1
+    return COMPILERS[row.sku.compiler].needs_gpu or row.tp > 1
 
 
 def pod(row: Row) -> dict[str, Any]:

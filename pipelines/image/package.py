@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from pipelines.errors import PackageError
 from pipelines.gate.verdict import Verdict
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Model, Row
 from pipelines.store.files import write_atomically
 from serving.contract import manifest
@@ -24,13 +25,6 @@ from serving.tasks.base import file_stem, suffixed
 ROOT = "rootfs/opt/nim"
 MANIFEST = "etc/default/model_manifest.yaml"
 SHARED = ("proof.json", "task.json", "tokenizer.json")  # what every profile of a model has beside its engine
-# compiler -> what executes its engine, NIM's word for that, the ending of the engine's file
-EXECUTION = {
-    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt", ".plan"),
-    "tensorrt": ("tensorrt", "tensorrt", ".plan"),
-    "openvino": ("openvino", "openvino", ".blob"),
-    "onnx": ("onnxruntime", "onnx", ".onnx"),
-}
 VENDOR = "10de"  # NVIDIA's PCI vendor id: the operator matches "26b9:10de"
 GB = 10**9  # as in min_vram_per_device_gb
 
@@ -50,7 +44,7 @@ class Candidate:
 
     def versions(self, here: Mapping[str, str]) -> Mapping[str, str]:
         """Backend -> version, for its tags."""
-        return here if self.version is None else {**here, EXECUTION[self.row.sku.compiler][0]: self.version}
+        return here if self.version is None else {**here, COMPILERS[self.row.sku.compiler].backend: self.version}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +145,8 @@ def _profile(
     row = candidate.row
     engines = {tower: files.of(path) for tower, path in candidate.engines.items()}
     tags = tags_of(row, candidate.versions(versions), sum(engine.size_bytes for engine in engines.values()))
-    ending = EXECUTION[row.sku.compiler][2]
-    ours = (*(engine.at(file_stem(tower) + ending) for tower, engine in engines.items()), *common)
+    suffix = COMPILERS[row.sku.compiler].file_suffix
+    ours = (*(engine.at(file_stem(tower) + suffix) for tower, engine in engines.items()), *common)
     profile = Profile(
         id=manifest.profile_id(tags),
         name=row.name,
@@ -166,7 +160,8 @@ def _profile(
 def tags_of(row: Row, versions: Mapping[str, str], engine_bytes: int) -> dict[str, str]:
     """The tags of a row's profile: what selection, and NIM's operator, know of it. All values are text."""
     sku = row.sku
-    backend, model_type, _ = EXECUTION[sku.compiler]
+    compiler = COMPILERS[sku.compiler]
+    backend, model_type = compiler.backend, compiler.model_type
     tags = {
         "backend": backend,
         "model_type": model_type,

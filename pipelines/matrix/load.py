@@ -14,36 +14,34 @@ SCHEMA_PATH = Path(__file__).with_name("sku_matrix.schema.json")
 def load(path: Path) -> Matrix:
     """Read and check the file. Raises MatrixError with every problem, its place and its remedy."""
     # Here, not above: pydantic takes 0.3 s, which a stage that only needs the values should not pay.
-    from pipelines.matrix import models as matrix_models
-    from pipelines.matrix import rows as matrix_check
-    from pipelines.matrix import schema as matrix_file
-    from pipelines.matrix import strict_yaml
+    from pipelines.matrix import parts, strict_yaml
+    from pipelines.matrix.models import models
+    from pipelines.matrix.rows import rows, skus
 
     problems = strict_yaml.Problems()
     try:
-        parts = matrix_file.read(strict_yaml.read(path, problems), problems)
+        whole = parts.read(strict_yaml.read(path, problems), problems)
     except strict_yaml.Unreadable as error:
         raise MatrixError(str(path), [str(error)]) from None
-    models = matrix_models.models(parts, path.parent, problems)
-    skus = matrix_check.skus(parts, problems)
-    rows = matrix_check.rows(parts, models, skus, problems)
+    all_models, all_skus = models(whole, path.parent, problems), skus(whole, problems)
+    all_rows = rows(whole, all_models, all_skus, problems)
     if problems:
         raise MatrixError(str(path), problems.lines())
     return Matrix(
         source=path,
-        models=models,
-        skus=skus,
-        rows=rows,
-        gates=matrix_file.gates(parts, DEFAULT_GATES),
+        models=all_models,
+        skus=all_skus,
+        rows=all_rows,
+        gates=parts.gates(whole, DEFAULT_GATES),
         notes=tuple(problems.notes),
     )
 
 
 def json_schema() -> str:
     """The file's form for editors: what `pipelines/matrix/sku_matrix.schema.json` must hold."""
-    from pipelines.matrix import schema as matrix_file
+    from pipelines.matrix import schema
 
-    return matrix_file.json_schema()
+    return schema.json_schema()
 
 
 if __name__ == "__main__":

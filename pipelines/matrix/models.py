@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.matrix.schema import CalibrationForm, ModelForm, Parts
+from pipelines.matrix.parts import Parts
+from pipelines.matrix.schema import CalibrationForm, ModelForm
 from pipelines.matrix.strict_yaml import Place, Problems
 from pipelines.matrix.values import Calibration, Golden, Model
 from serving.contract.profile import ShapeRange

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
+from pipelines.matrix.compilers import COMPILERS, of_hardware
 from pipelines.matrix.messages import join, nearest
 from pipelines.matrix.models import repeated_in
-from pipelines.matrix.schema import BuildForm, ExcludeForm, Parts, SkuForm
+from pipelines.matrix.parts import Parts
+from pipelines.matrix.schema import BuildForm, ExcludeForm, SkuForm
 from pipelines.matrix.strict_yaml import Place, Problems
 from pipelines.matrix.values import Model, Row, RowName, Sku
 from serving.contract.profile import Precision
@@ -18,8 +20,6 @@ RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 MIN_COMPUTE_CAPABILITY = {Precision.BF16: "8.0", Precision.FP8: "8.9"}
 # CPU instructions that multiply in the precision; one of them is enough.
 CPU_NEEDS = {Precision.BF16: ("avx512_bf16", "amx_bf16"), Precision.FP16: ("avx512_fp16", "amx_fp16")}
-GPU_COMPILERS = ("tensorrt-rtx", "tensorrt")
-CPU_COMPILERS = ("openvino", "onnx")
 
 Key = tuple[str, str, Precision, int]  # model, SKU, precision, tp
 
@@ -64,9 +64,9 @@ def _sku(name: str, form: SkuForm, problems: Problems) -> Sku:
             problems.add((*here, key), f"is for a {'CPU' if is_gpu else 'GPU'}; remove it")
     if repeated := repeated_in(form.precisions):
         problems.add((*here, "precisions"), f"{repeated} is listed twice; keep one")
-    if form.compiler not in (GPU_COMPILERS if is_gpu else CPU_COMPILERS):
-        word, compilers = ("GPU", GPU_COMPILERS) if is_gpu else ("CPU", CPU_COMPILERS)
-        problems.add((*here, "compiler"), f"'{form.compiler}' has no engines for a {word}; use {join(compilers, 'or')}")
+    if COMPILERS[form.compiler].hardware != sku.kind:
+        usable = join(of_hardware(sku.kind), "or")
+        problems.add((*here, "compiler"), f"'{form.compiler}' has no engines for a {sku.kind.upper()}; use {usable}")
         return sku
     if form.compiler == "tensorrt-rtx" and form.compute_capability not in RTX_TARGETS:
         problems.add(

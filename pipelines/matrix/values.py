@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.gate.thresholds import Thresholds
+from pipelines.matrix.compilers import COMPILERS
 from serving.contract.profile import Precision, ShapeRange
 
 # The feature that makes a CPU SKU, and oneDNN's name for the instruction set that has it. The best one first.
@@ -162,7 +163,7 @@ class Worker:
 def refusal_here(row: Row, worker: Worker) -> str | None:
     """Why this machine cannot build the row; None when it can."""
     sku = row.sku
-    if sku.compiler == "tensorrt" or row.tp > 1:  # tunes on the GPU itself, or needs several of the very SKU at once
+    if COMPILERS[sku.compiler].needs_gpu or row.tp > 1:  # tunes on the GPU, or needs several of the very SKU at once
         num_gpus = sum(pci_id in sku.pci_ids for pci_id in worker.gpu_pci_ids)
         if num_gpus < row.tp:
             count = f" ({row.tp} GPUs, {num_gpus} here)" if row.tp > 1 else ""
@@ -174,9 +175,6 @@ def refusal_here(row: Row, worker: Worker) -> str | None:
         if lacking:
             return f"needs a worker with {sku.name} (this CPU lacks {', '.join(lacking)})"
     if sku.compiler not in worker.compilers:
-        return f"needs the compiler {sku.compiler}, which cannot be imported here; install enginery[{_extra(sku)}]"
+        extra = COMPILERS[sku.compiler].extra
+        return f"needs the compiler {sku.compiler}, which cannot be imported here; install enginery[{extra}]"
     return None
-
-
-def _extra(sku: Sku) -> str:
-    return "factory" if sku.compiler == "onnx" else sku.compiler

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Matrix, Model, Row, Worker, baseline_row, refusal_here
 from pipelines.plan.graph import Graph, Ref, RowPlan, Step
 from pipelines.plan.sources import Sources
@@ -16,9 +17,6 @@ from pipelines.plan.workers import WorkerRecord, has_gpu
 from serving.contract.profile import Precision
 from serving.tasks.base import suffixed
 from serving.tasks.table import TASKS
-
-# What executes a compiler's engine.
-BACKENDS = {"openvino": "openvino", "onnx": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 
 def graph(
@@ -258,7 +256,7 @@ class _Layout:
             **self.labelled(row.model),
             "precision": str(row.precision),
             "evaluated": "engine" if runs_here else "typed-onnx",
-            "backend": BACKENDS[row.sku.compiler] if runs_here else "onnxruntime",
+            "backend": COMPILERS[row.sku.compiler].backend if runs_here else "onnxruntime",
             "cpu_isa": row.sku.cpu_isa,
             "speed": runs_here,
         }
@@ -270,7 +268,7 @@ class _Layout:
             if baseline is not None:
                 inputs |= self.towers(row.model, "baseline", self.engine(baseline, built_by))
                 params["baseline"] = {
-                    "backend": BACKENDS[baseline.sku.compiler],
+                    "backend": COMPILERS[baseline.sku.compiler].backend,
                     "precision": str(baseline.precision),
                     "cpu_isa": baseline.sku.cpu_isa,
                 }

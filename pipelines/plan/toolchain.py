@@ -7,15 +7,14 @@ import importlib.metadata
 from functools import cache
 from pathlib import Path
 
+from pipelines.matrix.compilers import COMPILERS
+
 # The distributions whose version can change a stage's bytes.
 DISTRIBUTIONS = {
     "export": ("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
     "quantize": ("nvidia-modelopt", "onnx", "onnxruntime", "tokenizers"),
     "shard": ("onnx", "onnxruntime", "torch"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
-    "tensorrt": ("tensorrt",),
-    "openvino": ("openvino",),
-    "onnx": (),
+    **{name: compiler.distributions for name, compiler in COMPILERS.items()},
     "measure": ("onnxruntime", "openvino", "tokenizers", "onnx", "ir-measures"),
 }
 NOT_INSTALLED = "not installed"

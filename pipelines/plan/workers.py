@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Row, Worker, refusal_here
 from pipelines.plan.toolchain import DISTRIBUTIONS, NOT_INSTALLED, cpu_model, version_of
 from pipelines.store.files import canonical, key_of, write_atomically
@@ -24,8 +25,6 @@ from serving.choice import hardware
 
 FOLDER = "workers"
 SHARED = ("export", "quantize")  # stages whose outputs are of no row: laid out as the planning machine would build them
-# The runtimes that are compilers too, under the name the matrix gives them.
-COMPILERS = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def this_machine() -> Worker:
     return Worker(
         cpu_arch=machine.cpu_arch,
         cpu_features=machine.cpu_features,
-        compilers=frozenset(COMPILERS[name] for name in machine.runtimes),
+        compilers=frozenset(name for name, spec in COMPILERS.items() if spec.backend in machine.runtimes),
         gpu_pci_ids=tuple(gpu.pci_device for gpu in machine.gpus),
     )
 

@@ -8,7 +8,7 @@ from serving.backends import onnxruntime, openvino, tensorrt
 from serving.backends.base import Backend, LoadOptions
 from serving.errors import BackendError
 
-_LOADERS: dict[str, Callable[[bytes, LoadOptions], Backend]] = {
+LOADERS: dict[str, Callable[[bytes, LoadOptions], Backend]] = {
     "onnxruntime": onnxruntime.load,
     "openvino": openvino.load,
     "tensorrt": tensorrt.load_tensorrt,
@@ -18,7 +18,7 @@ _LOADERS: dict[str, Callable[[bytes, LoadOptions], Backend]] = {
 
 def load(backend: str, engine: bytes, options: LoadOptions) -> Backend:
     """Engine bytes, already verified -> an engine ready to run. Raises BackendError."""
-    loader = _LOADERS.get(backend)
+    loader = LOADERS.get(backend)
     if loader is None:
-        raise BackendError(f"backend {backend!r} is unknown here; this server has {', '.join(_LOADERS)}")
+        raise BackendError(f"backend {backend!r} is unknown here; this server has {', '.join(LOADERS)}")
     return loader(engine, options)

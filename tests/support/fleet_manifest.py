@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipelines.image.package import EXECUTION, SHARED, tags_of
+from pipelines.image.package import SHARED, tags_of
+from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Row
 from serving.contract import manifest
 from serving.contract.manifest import Manifest
@@ -18,7 +19,7 @@ ENGINE_BYTES = 50_000_000
 
 def profile_of(row: Row) -> Profile:
     tags = tags_of(row, VERSIONS, ENGINE_BYTES)
-    names = (f"engine{EXECUTION[row.sku.compiler][2]}", *SHARED)
+    names = (f"engine{COMPILERS[row.sku.compiler].file_suffix}", *SHARED)
     files = []
     for name in names:
         digest = manifest.profile_id({"row": row.name if name.startswith("engine") else MODEL, "file": name})
