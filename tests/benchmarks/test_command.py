@@ -104,7 +104,7 @@ def test_headers_are_sent_and_a_key_is_read_from_the_environment(monkeypatch: py
             concurrency=(1,),
             header=("Authorization: Bearer $BENCH_KEY",),
         )
-    assert {headers["authorization"] for headers in nim.headers} == {"Bearer secret"}
+    assert {headers.get("authorization") for headers in nim.headers} == {"Bearer secret"}
     with pytest.raises(EngineryError, match="is not 'Name: value'"):
         command.parsed(["nothing"])
 

@@ -57,6 +57,8 @@ def handler(nim: Nim) -> type[http.server.BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
+            with nim.lock:
+                nim.headers.append({name.lower(): value for name, value in self.headers.items()})
             if self.path == "/v1/models":
                 self.answer(200, json.dumps({"object": "list", "data": [{"id": MODEL}]}).encode())
             elif self.path == "/v1/metrics" and nim.metrics:
