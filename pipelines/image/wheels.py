@@ -30,7 +30,7 @@ def fetch(requirements: Path, wheelhouse: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=wheelhouse) as scratch:
         part = Path(scratch) / "wheels"
         _pip("download", "--only-binary=:all:", "--no-deps", "--dest", part, "--requirement", requirements)
-        os.replace(part, folder)
+        part.replace(folder)
     return folder
 
 

@@ -73,8 +73,8 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         with source.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(source, 0o444)
-        os.replace(source, target)
+        source.chmod(0o444)
+        source.replace(target)
         return blob
 
     def put_bytes(self, content: bytes) -> Blob:
@@ -90,7 +90,7 @@ class Store:
         found = file_digest(path)
         if found != blob.digest:
             aside = path.with_suffix(".damaged")
-            os.replace(path, aside)
+            path.replace(aside)
             raise StoreError(f"{path} holds {found}: moved to {aside.name}; run the build again to make it anew")
         return path
 

@@ -38,7 +38,7 @@ def blob(cache_path: Path, file: ProfileFile) -> Path:
 def problem(path: Path, file: ProfileFile, within: Path | None = None) -> str | None:
     """Why the bytes at a path are not a file's; None: they are. Reads them once, in small pieces."""
     try:
-        with open(open_path(path, within), "rb", buffering=0) as stream:
+        with os.fdopen(open_path(path, within), "rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             if file.size_bytes not in (-1, size):
                 return f"has {size} bytes where the manifest says {file.size_bytes}"
@@ -60,7 +60,7 @@ class Part:
 
     def __init__(self, target: Path, descriptor: int) -> None:
         self._target = target
-        self._stream = open(descriptor, "r+b", buffering=0)  # noqa: SIM115  # __exit__ closes it
+        self._stream = os.fdopen(descriptor, "r+b", buffering=0)  # __exit__ closes it
         self.hasher = _hash(self._stream)
         self.size_bytes = self._stream.tell()
 
@@ -85,7 +85,7 @@ class Part:
     def place(self) -> None:
         """Under its own name, on the disk: after a power cut there is the whole file or none."""
         os.fsync(self._stream.fileno())
-        os.replace(_part(self._target), self._target)
+        _part(self._target).replace(self._target)
         folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)

@@ -160,7 +160,7 @@ def _write(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            part.replace(path)
     except OSError as error:
         remedy = f"name a folder that user {os.geteuid()} may write"
         raise StoreWriteError(f"{path} cannot be written: {error.strerror}; {remedy}") from None

@@ -19,7 +19,7 @@ class FileSource:
         size = os.fstat(descriptor).st_size
         start = offset if offset <= size else 0
         os.lseek(descriptor, start, os.SEEK_SET)
-        stream = open(descriptor, "rb", buffering=0)  # noqa: SIM115  # its reader closes it
+        stream = os.fdopen(descriptor, "rb", buffering=0)  # its reader closes it
 
         def read(num_bytes: int) -> bytes:
             try:
@@ -33,7 +33,7 @@ class FileSource:
 def read(path: Path, size_bytes: int, within: Path | None = None) -> bytes:
     """A regular file's bytes; size_bytes < 0 means that nobody said how long it is. Raises SourceError."""
     descriptor = open_path(path, within)
-    with open(descriptor, "rb", buffering=0) as stream:
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
         actual = os.fstat(descriptor).st_size
         if 0 <= size_bytes != actual:
             raise SourceError(f"has {actual} bytes where the manifest says {size_bytes}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -251,7 +250,7 @@ def test_files_in_dist_can_be_read_by_any_user(
     package.package(model, [candidate(tmp_path, of, "x")], shared, VERSIONS, tmp_path / "dist")
     for path in (tmp_path / "dist").rglob("*"):
         if path.is_file():
-            assert os.stat(path).st_mode & stat.S_IROTH
+            assert path.stat().st_mode & stat.S_IROTH
 
 
 def test_a_file_that_is_changed_in_dist_leaves_the_engine_it_came_from_alone(

@@ -303,7 +303,7 @@ def test_threads_that_want_one_file_download_it_once(web: Web, places: Places) -
 def closed_cache() -> Iterator[Path]:
     """A filled cache that this user may read and not write. Root may write everywhere, so become nobody."""
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o755)
         for data in WHOLE.values():
             path = Path(folder, "blobs/blake3", blake3(data).hexdigest())
             path.parent.mkdir(parents=True, exist_ok=True)

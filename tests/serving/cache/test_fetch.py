@@ -180,7 +180,7 @@ def another_user() -> Iterator[int]:
 
 def test_a_file_that_may_not_be_read_names_user_owner_and_mode(request: pytest.FixtureRequest) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o755)
         path = Path(folder, "engine")
         path.write_bytes(b"x")
         path.chmod(0o200)
