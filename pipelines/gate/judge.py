@@ -164,8 +164,10 @@ _DROPS = {
 
 
 def _drop(rule: _Drop, metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
-    """One-sided: finding more than the reference is no fault. A drop counts when it is more than chance:
-    on a few hundred queries one answer that moves from first to second is worth about 1e-3."""
+    """One-sided: finding more than the reference is no fault, and a drop counts when it is more than chance.
+
+    On a few hundred queries one answer that moves from first to second is worth about 1e-3.
+    """
     name, threshold = rule.name, getattr(thresholds, rule.threshold)
     value, low = _figure(metrics, f"{rule.place}.drop"), _figure(metrics, f"{rule.place}.drop_low")
     if threshold is None:

@@ -31,6 +31,8 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Object:
+    """One object of a bucket, as a listing or an answer describes it."""
+
     key: str  # within the folder: "blobs/blake3/ab…"
     size_bytes: int
     modified: datetime

@@ -28,6 +28,8 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """latest.json: a model's releases, of which the first is the current one."""
+
     schema_version: int
     model: str
     releases: tuple[ReleaseEntry, ...]  # the newest first: that is the current one

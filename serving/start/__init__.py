@@ -1,5 +1,4 @@
-"""From a manifest to a server that is ready: boot, engines, layout of cores, proof, warm-up, and the verbs of the
-image.
+"""From a manifest to a server that is ready: boot, engines, layout of cores, proof, warm-up; the verbs of the image.
 
 This is where choice, cache, backends, tasks and batching are wired together, once.
 """

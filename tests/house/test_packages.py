@@ -70,7 +70,7 @@ def cycle(imports: Mapping[str, set[str]]) -> list[str] | None:
 
 
 def between_folders(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same between pipelines.plan, serving.cache, …"""
+    """The same between folders: pipelines.plan, serving.cache and the others."""
 
     def folder(module: str) -> str:
         return ".".join(module.split(".")[:2])

@@ -40,6 +40,8 @@ class Opened:
 
 
 class Source(Protocol):
+    """Where files come from: one kind of address."""
+
     def open(self, location: Location, offset: int, version: str) -> Opened:
         """Begin to send a file from `offset` if the source still has it in the state `version`; raises SourceError."""
 

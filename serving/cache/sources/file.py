@@ -11,7 +11,7 @@ from serving.cache.sources.base import Location, Opened, SourceError
 
 
 class FileSource:
-    """file:///path"""
+    """`file:///path`: a file of this machine."""
 
     def open(self, location: Location, offset: int, version: str) -> Opened:
         within = None if location.within is None else path_of(location.within)

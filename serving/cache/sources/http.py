@@ -66,7 +66,7 @@ _REMEDIES = {
 
 
 class HttpSource:
-    """https://host/path and http://host/path"""
+    """`https://host/path` and `http://host/path`."""
 
     def __init__(self, http: Http, token: str | None = None) -> None:
         self._http = http

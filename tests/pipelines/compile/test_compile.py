@@ -1,3 +1,5 @@
+"""Engines are compiled with no GPU here, twice to the same bytes; what cannot be compiled is refused with a remedy."""
+
 from __future__ import annotations
 
 import hashlib

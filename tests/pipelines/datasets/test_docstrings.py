@@ -1,3 +1,5 @@
+"""The standard library's docstrings: disjoint sets, mixed lengths, the same bytes whatever the order of reading."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A folder of pictures: their classes, captions and digest, and everything that is wrong with it at once."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""Candidates of a query: BM25's best first, equal ones in a stable order."""
+
 from __future__ import annotations
 
 import numpy as np

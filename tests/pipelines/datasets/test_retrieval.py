@@ -1,3 +1,5 @@
+"""nDCG@10 and its interval: places, ties, grades, and what chance explains."""
+
 from __future__ import annotations
 
 import json

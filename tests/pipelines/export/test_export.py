@@ -1,3 +1,5 @@
+"""The exported ONNX answers as the original does; what ships beside it, and which models are refused."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Where a model comes from: folders, packages, the hub; what is missing or unsafe is refused with its reason."""
+
 from __future__ import annotations
 
 import json

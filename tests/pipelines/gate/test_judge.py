@@ -1,3 +1,5 @@
+"""The gate: each figure against its threshold, missing parts, chance, and the reasons and remedies of a verdict."""
+
 from __future__ import annotations
 
 import json

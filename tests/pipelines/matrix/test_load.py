@@ -1,3 +1,5 @@
+"""The matrix file: every problem is told once, in the file's order, with its line and its remedy."""
+
 from __future__ import annotations
 
 import json

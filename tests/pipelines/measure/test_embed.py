@@ -1,3 +1,5 @@
+"""Metrics of embedding engines: what the reference, another model, padding and a typed ONNX give."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Batches of the runner: each text in one, none beyond the limits."""
+
 from __future__ import annotations
 
 import numpy as np

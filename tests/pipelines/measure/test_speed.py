@@ -1,3 +1,5 @@
+"""Engines are timed in turn."""
+
 from __future__ import annotations
 
 from pipelines.measure import speed

@@ -1,3 +1,5 @@
+"""fp16 and bf16 emulated in float32: rounding after every operator, overflow as on a GPU."""
+
 from __future__ import annotations
 
 import ml_dtypes

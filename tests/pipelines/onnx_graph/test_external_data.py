@@ -1,3 +1,5 @@
+"""External data: the same answers, aligned tensors, the same bytes in any folder, no file outside."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""The realised precision, as the graph's products have it."""
+
 from __future__ import annotations
 
 from pathlib import Path

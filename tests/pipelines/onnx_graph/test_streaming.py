@@ -1,3 +1,5 @@
+"""ONNX larger than memory: the same bytes as protobuf's, the memory of one tensor, and files that are damaged."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""fp8: which products are quantized, their scales and weights, and answers close to fp32."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""fp16 and bf16: Model Optimizer's bytes, rounding to nearest, and weights that are left alone."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

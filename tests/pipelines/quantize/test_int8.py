@@ -1,3 +1,5 @@
+"""int8: outlier channels, the search for what is excluded, and the types that hardware takes."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+"""The pooling head of a sentence-transformers folder: what is read, assumed and refused."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Rerankers of every family: PyTorch's scores, Transformers' tokens, the proof, and calibration pairs."""
+
 from __future__ import annotations
 
 import json

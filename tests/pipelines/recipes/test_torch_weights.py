@@ -1,3 +1,5 @@
+"""Weights kept out of PyTorch's export and put back: the bytes of a small model; names that are lost."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

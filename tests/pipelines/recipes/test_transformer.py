@@ -1,3 +1,5 @@
+"""Bodies of every family: PyTorch's answers and Transformers' tokens, alone and padded, in fp32 and fp16."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The report's page: every row, step, figure and reason, and nothing that is loaded from elsewhere."""
+
 from __future__ import annotations
 
 import html

@@ -1,3 +1,5 @@
+"""The machine as the server sees it: CPU flags, cgroup limits, GPUs, and what is missing."""
+
 from __future__ import annotations
 
 import importlib.util

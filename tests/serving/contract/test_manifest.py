@@ -1,3 +1,5 @@
+"""The manifest: NIM's ids, canonical bytes, digests that pin content, and what is refused."""
+
 from __future__ import annotations
 
 from dataclasses import replace

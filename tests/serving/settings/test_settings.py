@@ -1,3 +1,5 @@
+"""Settings from the environment: defaults, both names of one setting, and values that are refused."""
+
 from __future__ import annotations
 
 from pathlib import Path
