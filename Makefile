@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo demo-rerank demo-clip test test-fast test-slow coverage lint format bench bench-short ui clean
+.PHONY: help demo demo-rerank demo-clip test test-all test-fast test-slow coverage lint format bench bench-short ui clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -43,7 +43,10 @@ demo-clip: $(READY)  ## a small CLIP: trained here on pictures it draws, then th
 # A file's tests share what is dear to make, so one worker runs them all (pytest-xdist 3.8 ignores its own groups under pytest 9.2).
 PYTEST := ENGINERY_CACHE=$(CURDIR)/.store-tests $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(READY) .venv-clients/.ready  ## every test that can run on this machine
+# With COVERAGE=1, as in CI, the same tests in two runs: `coverage`, then `test-slow`.
+test: $(if $(COVERAGE),coverage test-slow,test-all)  ## every test that can run on this machine
+
+test-all: $(READY) .venv-clients/.ready
 	@containers/engine.sh || true
 	$(PYTEST)
 
