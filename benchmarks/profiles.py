@@ -8,11 +8,13 @@ Prints medians and ratios to the generic ONNX profile. Machines are shared and n
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing as mp
 import platform
 import statistics
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,21 +75,25 @@ def main() -> None:
         processes.append(process)
         pipes[profile.name] = ours
     realized = {name: pipe.recv() for name, pipe in pipes.items()}
-    times: dict[str, dict[str, list[float]]] = {name: {shape: [] for shape in SHAPES} for name in pipes}
-    for shape_name, shape in SHAPES.items():
-        repeats = 20 if shape[0] == 1 else 1
-        for round_number in range(arguments.rounds + 1):
-            for name, pipe in pipes.items():
-                for _ in range(repeats):
-                    pipe.send(shape)
-                    taken = pipe.recv()
-                    if round_number:  # the first round warms up
-                        times[name][shape_name].append(taken)
+    times = time_in_turn(pipes, arguments.rounds)
     for pipe in pipes.values():
         pipe.send(None)
     for process in processes:
         process.join(10)
     report(arguments, here.num_cpus, times, realized, profiles[-1].name if profiles else "")
+
+
+def time_in_turn(pipes: Mapping[str, Any], num_rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Profile -> shape -> seconds of each call, after one round that warms up."""
+    times: dict[str, dict[str, list[float]]] = {name: {shape: [] for shape in SHAPES} for name in pipes}
+    for (shape_name, shape), number in itertools.product(SHAPES.items(), range(num_rounds + 1)):
+        for name, pipe in pipes.items():
+            for _ in range(20 if shape[0] == 1 else 1):
+                pipe.send(shape)
+                taken = pipe.recv()
+                if number:
+                    times[name][shape_name].append(taken)
+    return times
 
 
 def report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +30,19 @@ def emulate_16_bit(model: bytes, precision: Precision) -> bytes:
     it loads them.
     """
     import onnx
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     proto = external_data.parse(model)
     graph, types = proto.graph, element_types(proto)
     low = TensorProto.BFLOAT16 if precision is Precision.BF16 else TensorProto.FLOAT16
-    nodes = []
-    for tensor in graph.initializer:
-        if not external_data.is_external(tensor):
-            _to_float32(tensor, low)
-        elif tensor.data_type == low:
-            name, tensor.name = tensor.name, f"{tensor.name}/{precision}"
-            nodes.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*_weights_in_float32(graph, low, precision)]
     for node in graph.node:
         nodes.append(node)
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _to_float32(attribute.t, low)
-        if node.op_type in MOVERS:
-            continue
-        for index, name in enumerate(node.output):
-            if types.get(name) != low:
-                continue
-            rounded = f"{name}/{precision}"
-            if node.op_type == "Cast":  # it rounds already
-                node.output[index] = rounded
-            else:
-                node.output[index] = f"{name}/float32"
-                nodes.append(helper.make_node("Cast", [f"{name}/float32"], [rounded], to=low))
-            nodes.append(helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT))
+        if node.op_type not in MOVERS:
+            nodes += _rounded(node, {name for name in node.output if types.get(name) == low}, low, precision)
     del graph.value_info[:]
     graph.ClearField("node")
     graph.node.extend(nodes)
@@ -67,6 +52,34 @@ def emulate_16_bit(model: bytes, precision: Precision) -> bytes:
     if not external_data.is_externalized(proto):  # the checker would look for the data beside this process
         onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString())
+
+
+def _weights_in_float32(graph: Any, low: int, precision: Precision) -> Iterator[Any]:
+    """Convert the weights in place; of those in external data, give the nodes that cast them."""
+    from onnx import TensorProto, helper
+
+    for tensor in graph.initializer:
+        if not external_data.is_external(tensor):
+            _to_float32(tensor, low)
+        elif tensor.data_type == low:
+            name, tensor.name = tensor.name, f"{tensor.name}/{precision}"
+            yield helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT)
+
+
+def _rounded(node: Any, low_outputs: Container[str], low: int, precision: Precision) -> Iterator[Any]:
+    """Rename a node's outputs of low precision, and give the nodes that round each and call it by its name."""
+    from onnx import TensorProto, helper
+
+    for index, name in enumerate(node.output):
+        if name not in low_outputs:
+            continue
+        rounded = f"{name}/{precision}"
+        if node.op_type == "Cast":  # it rounds already
+            node.output[index] = rounded
+        else:
+            node.output[index] = f"{name}/float32"
+            yield helper.make_node("Cast", [f"{name}/float32"], [rounded], to=low)
+        yield helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT)
 
 
 def dequantize_weights(path: Path, scratch: Path) -> Path:

@@ -115,43 +115,57 @@ def _insert_pairs(
     typed: Any, chosen: Sequence[Product], largest: Mapping[str, float], scales: Mapping[str, NDArray[np.float16]]
 ) -> None:
     """Quantize and dequantize each activation before its products; dequantize each weight. In place."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     graph, by_node = typed.graph, {product.node: product for product in chosen}
     for tensor in graph.initializer:
         if tensor.name in scales:
             tensor.name, tensor.data_type = f"{tensor.name}_fp8", TensorProto.FLOAT8E4M3FN
-
-    def constants(name: str, scale: NDArray[np.float16]) -> list[str]:
-        add_constant(graph, f"{name}_scale", scale)
-        zero = helper.make_tensor(f"{name}_zero", TensorProto.FLOAT8E4M3FN, scale.shape, b"\0" * scale.size, raw=True)
-        graph.initializer.append(zero)
-        return [f"{name}_scale", f"{name}_zero"]
-
-    nodes, quantized = [], set()
+    nodes: list[Any] = []
+    quantized: set[str] = set()
     for node in graph.node:
-        product = by_node.get(node.name)
-        if product is None:
-            nodes.append(node)
-            continue
-        activation, weight = node.input[0], node.input[1]
-        if activation not in quantized:
-            quantized.add(activation)
-            scale = np.array(max(largest[product.node] / MAX_E4M3, MIN_SCALE), np.float16)
-            pair = constants(activation, scale)
-            nodes.append(helper.make_node("QuantizeLinear", [activation, *pair], [f"{activation}_fp8"]))
-            nodes.append(helper.make_node("DequantizeLinear", [f"{activation}_fp8", *pair], [f"{activation}_rounded"]))
-        if weight not in quantized:
-            quantized.add(weight)
-            pair = constants(weight, scales[weight])
-            nodes.append(helper.make_node("DequantizeLinear", [f"{weight}_fp8", *pair], [weight], axis=product.axis))
-        node.input[0] = f"{activation}_rounded"
+        if (product := by_node.get(node.name)) is not None:
+            activation, weight = node.input[0], node.input[1]
+            if activation not in quantized:
+                nodes += _round_activation(graph, activation, largest[product.node])
+            if weight not in quantized:
+                nodes.append(_dequantize_weight(graph, weight, scales[weight], product.axis))
+            quantized |= {activation, weight}
+            node.input[0] = f"{activation}_rounded"
         nodes.append(node)
     for number, node in enumerate(nodes):
-        if not node.name:
-            node.name = f"fp8/{number}"
+        node.name = node.name or f"fp8/{number}"
     graph.ClearField("node")
     graph.node.extend(nodes)
+
+
+def _round_activation(graph: Any, name: str, largest: float) -> list[Any]:
+    """The nodes that quantize NAME and dequantize it to NAME_rounded."""
+    from onnx import helper
+
+    pair = _scale_and_zero(graph, name, np.array(max(largest / MAX_E4M3, MIN_SCALE), np.float16))
+    return [
+        helper.make_node("QuantizeLinear", [name, *pair], [f"{name}_fp8"]),
+        helper.make_node("DequantizeLinear", [f"{name}_fp8", *pair], [f"{name}_rounded"]),
+    ]
+
+
+def _dequantize_weight(graph: Any, name: str, scales: NDArray[np.float16], axis: int) -> Any:
+    """The node that dequantizes the constant NAME_fp8 to NAME."""
+    from onnx import helper
+
+    pair = _scale_and_zero(graph, name, scales)
+    return helper.make_node("DequantizeLinear", [f"{name}_fp8", *pair], [name], axis=axis)
+
+
+def _scale_and_zero(graph: Any, name: str, scale: NDArray[np.float16]) -> list[str]:
+    """Add the two constants of a quantization to the graph; their names."""
+    from onnx import TensorProto, helper
+
+    add_constant(graph, f"{name}_scale", scale)
+    zero = helper.make_tensor(f"{name}_zero", TensorProto.FLOAT8E4M3FN, scale.shape, b"\0" * scale.size, raw=True)
+    graph.initializer.append(zero)
+    return [f"{name}_scale", f"{name}_zero"]
 
 
 def _with_maxima(model: Any, names: Sequence[str]) -> bytes:

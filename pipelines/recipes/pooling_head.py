@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,36 +55,39 @@ def read_head(folder: Path) -> Head:
     problems: list[str] = []
     query_prefix, passage_prefix = _prefixes(folder, problems)
     modules = _read_json(folder / "modules.json")
-    pooling, normalize, dense = "mean", False, []
     if modules is None:
         # What sentence-transformers does with a bare Transformer, and the norm that cosine search needs.
-        pooling, normalize = _bare_pooling(folder, problems), True
+        head = Head(pooling=_bare_pooling(folder, problems), normalize=True, is_assumed=True)
     else:
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-        for kind, module in zip(kinds, modules, strict=True):
-            if kind == "Pooling":
-                pooling = _pooling(folder, module["path"], problems)
-            elif kind == "Dense":
-                dense += _dense(folder, module["path"], problems)
-            elif kind == "Normalize":
-                normalize = True
-            elif kind != "Transformer":
-                problems.append(f"modules.json: a {kind} module is not supported; use a model without it")
-            elif module.get("path"):
-                problems.append(f"modules.json: the Transformer lies in {module['path']}; move its files to the top")
-        known = [kind for kind in kinds if kind in ORDER]
-        if known != sorted(known, key=ORDER.index) or any(known.count(k) > 1 for k in ORDER if k != "Dense"):
-            problems.append(f"modules.json: {', '.join(known)}: only the order {', '.join(ORDER)} is supported")
+        head = _head_of_modules(folder, modules, problems)
     if problems:
         raise ExportError("\n".join([f"{folder.name}:", *(f"  {problem}" for problem in problems)]))
-    return Head(
-        pooling=pooling,
-        normalize=normalize,
-        dense=tuple(dense),
-        query_prefix=query_prefix,
-        passage_prefix=passage_prefix,
-        is_assumed=modules is None,
-    )
+    return replace(head, query_prefix=query_prefix, passage_prefix=passage_prefix)
+
+
+def _head_of_modules(folder: Path, modules: Sequence[Mapping[str, Any]], problems: list[str]) -> Head:
+    """The head that modules.json lists, without its prefixes."""
+    head = Head(pooling="mean", normalize=False)
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    for kind, module in zip(kinds, modules, strict=True):
+        if kind == "Pooling":
+            head = replace(head, pooling=_pooling(folder, module["path"], problems))
+        elif kind == "Dense":
+            head = replace(head, dense=(*head.dense, *_dense(folder, module["path"], problems)))
+        elif kind == "Normalize":
+            head = replace(head, normalize=True)
+        elif kind != "Transformer":
+            problems.append(f"modules.json: a {kind} module is not supported; use a model without it")
+        elif module.get("path"):
+            problems.append(f"modules.json: the Transformer lies in {module['path']}; move its files to the top")
+    problems += _order_problems([kind for kind in kinds if kind in ORDER])
+    return head
+
+
+def _order_problems(kinds: Sequence[str]) -> list[str]:
+    if kinds == sorted(kinds, key=ORDER.index) and all(kinds.count(kind) <= 1 for kind in ORDER if kind != "Dense"):
+        return []
+    return [f"modules.json: {', '.join(kinds)}: only the order {', '.join(ORDER)} is supported"]
 
 
 def max_tokens_of(folder: Path) -> int:

@@ -39,7 +39,7 @@ class Address:
         return self.digest or self.tag or "latest"
 
     def at(self, reference: str) -> str:
-        """Where it lies, as `docker pull` takes it: host/repository:tag or host/repository@sha256:… ."""
+        """Where it lies, as `docker pull` takes it: host/repository:tag, or host/repository@sha256:… by digest."""
         return f"{self.host}/{self.repository}{'@' if reference.startswith('sha256:') else ':'}{reference}"
 
     def uri(self, reference: str) -> str:

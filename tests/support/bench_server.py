@@ -51,66 +51,64 @@ def score(query: str, passage: str) -> float:
     return float(vector(query) @ vector(passage))
 
 
-def handler(nim: Nim) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+class Handler(http.server.BaseHTTPRequestHandler):
+    nim: Nim
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
-        def do_GET(self) -> None:
-            with nim.lock:
-                nim.headers.append({name.lower(): value for name, value in self.headers.items()})
-            if self.path == "/v1/models":
-                self.answer(200, json.dumps({"object": "list", "data": [{"id": MODEL}]}).encode())
-            elif self.path == "/v1/metrics" and nim.metrics:
-                self.answer(200, nim.metrics.encode())
-            else:
-                self.answer(404, b"{}")
+    def do_GET(self) -> None:
+        with self.nim.lock:
+            self.nim.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.path == "/v1/models":
+            self.answer(200, json.dumps({"object": "list", "data": [{"id": MODEL}]}).encode())
+        elif self.path == "/v1/metrics" and self.nim.metrics:
+            self.answer(200, self.nim.metrics.encode())
+        else:
+            self.answer(404, b"{}")
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with nim.lock:
-                nim.bodies.append(body)
-                nim.headers.append({name.lower(): value for name, value in self.headers.items()})
-                number = len(nim.bodies)
-            time.sleep(nim.delay_s)
-            if nim.hang_up_every and number % nim.hang_up_every == 0:
-                self.close_connection = True
-                return
-            if nim.refuse_every and number % nim.refuse_every == 0:
-                self.answer(429, b'{"message": "busy"}')
-                return
-            wrong = bool(nim.swap_every and number % nim.swap_every == 0)
-            if self.path == "/v1/embeddings" and nim.task == "embed":
-                self.answer(200, embeddings(body, nim, wrong=wrong), number)
-            elif self.path == "/v1/ranking" and nim.task == "rerank":
-                self.answer(200, ranking(body), number)
-            elif self.path == "/v1/rerank" and nim.task == "rerank":
-                self.answer(200, reranking(body), number)
-            else:
-                self.answer(404, b'{"message": "no such route"}')
-
-        def answer(self, status: int, body: bytes, number: int = 0) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            if nim.close_every and number and number % nim.close_every == 0:
-                self.send_header("Connection", "close")
-                self.close_connection = True
-            if nim.chunked and status == 200:
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-                for start in range(0, len(body), 700):
-                    piece = body[start : start + 700]
-                    self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-                self.wfile.write(b"0\r\n\r\n")
-                return
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.nim.lock:
+            self.nim.bodies.append(body)
+            self.nim.headers.append({name.lower(): value for name, value in self.headers.items()})
+            number = len(self.nim.bodies)
+        time.sleep(self.nim.delay_s)
+        if self.nim.hang_up_every and number % self.nim.hang_up_every == 0:
+            self.close_connection = True
             return
+        if self.nim.refuse_every and number % self.nim.refuse_every == 0:
+            self.answer(429, b'{"message": "busy"}')
+            return
+        wrong = bool(self.nim.swap_every and number % self.nim.swap_every == 0)
+        if self.path == "/v1/embeddings" and self.nim.task == "embed":
+            self.answer(200, embeddings(body, self.nim, wrong=wrong), number)
+        elif self.path == "/v1/ranking" and self.nim.task == "rerank":
+            self.answer(200, ranking(body), number)
+        elif self.path == "/v1/rerank" and self.nim.task == "rerank":
+            self.answer(200, reranking(body), number)
+        else:
+            self.answer(404, b'{"message": "no such route"}')
 
-    return Handler
+    def answer(self, status: int, body: bytes, number: int = 0) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        if self.nim.close_every and number and number % self.nim.close_every == 0:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        if self.nim.chunked and status == 200:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for start in range(0, len(body), 700):
+                piece = body[start : start + 700]
+                self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
 
 
 def embeddings(body: Any, nim: Nim, *, wrong: bool) -> bytes:
@@ -158,7 +156,7 @@ class _Server(http.server.ThreadingHTTPServer):
 def serve(**fields: Any) -> Iterator[Nim]:
     """fields: of Nim."""
     nim = Nim(**fields)
-    server = _Server(("127.0.0.1", 0), handler(nim))
+    server = _Server(("127.0.0.1", 0), type("Handler", (Handler,), {"nim": nim}))
     nim.port = server.server_address[1]
     nim.url = f"http://127.0.0.1:{nim.port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

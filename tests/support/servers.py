@@ -45,55 +45,53 @@ class Web:
     slow_s: float = 0.0  # a pause after every 64 KiB
 
 
-def handler(web: Web) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(http.server.BaseHTTPRequestHandler):
+    web: Web
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            web.asked.append((self.path, self.headers["Range"]))
-            web.headers.append(dict(self.headers.items()))
-            status = web.answers.pop(0) if web.answers else 200
-            data = web.files.get(self.path)
-            if self.path in web.redirects:
-                self.answer(302, {"Location": web.redirects[self.path]}, b"")
-            elif web.token is not None and self.headers["Authorization"] != f"Bearer {web.token}":
-                self.answer(401, {"WWW-Authenticate": web.challenge} if web.challenge else {}, b"no")
-            elif status != 200 or data is None:
-                self.answer(404 if data is None else status, {}, b"no")
-            else:
-                self.send(data)
+    def do_GET(self) -> None:
+        self.web.asked.append((self.path, self.headers["Range"]))
+        self.web.headers.append(dict(self.headers.items()))
+        status = self.web.answers.pop(0) if self.web.answers else 200
+        data = self.web.files.get(self.path)
+        if self.path in self.web.redirects:
+            self.answer(302, {"Location": self.web.redirects[self.path]}, b"")
+        elif self.web.token is not None and self.headers["Authorization"] != f"Bearer {self.web.token}":
+            self.answer(401, {"WWW-Authenticate": self.web.challenge} if self.web.challenge else {}, b"no")
+        elif status != 200 or data is None:
+            self.answer(404 if data is None else status, {}, b"no")
+        else:
+            self.send(data)
 
-        def send(self, data: bytes) -> None:
-            tag = f'"{hashlib.md5(data).hexdigest()}"'
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "") if web.ranges else None
-            if wanted and self.headers["If-Range"] not in (None, tag):
-                wanted = None
-            if wanted and int(wanted[1]) >= len(data):
-                return self.answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
-            if wanted:
-                start = int(wanted[1])
-                place = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-                return self.answer(206, {"ETag": tag, **place}, data[start:])
-            return self.answer(200, {"ETag": tag}, data)
+    def send(self, data: bytes) -> None:
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "") if self.web.ranges else None
+        if wanted and self.headers["If-Range"] not in (None, tag):
+            wanted = None
+        if wanted and int(wanted[1]) >= len(data):
+            return self.answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
+        if wanted:
+            start = int(wanted[1])
+            place = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            return self.answer(206, {"ETag": tag, **place}, data[start:])
+        return self.answer(200, {"ETag": tag}, data)
 
-        def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            end = web.break_after.pop(0) if web.break_after and status in (200, 206) else len(body)
-            for start in range(0, min(end, len(body)), 65536):
-                self.wfile.write(body[start : min(start + 65536, end)])
-                time.sleep(web.slow_s)
-            if end < len(body):
-                self.wfile.flush()
-                self.connection.shutdown(socket.SHUT_RDWR)
-                self.close_connection = True
+    def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        end = self.web.break_after.pop(0) if self.web.break_after and status in (200, 206) else len(body)
+        for start in range(0, min(end, len(body)), 65536):
+            self.wfile.write(body[start : min(start + 65536, end)])
+            time.sleep(self.web.slow_s)
+        if end < len(body):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    return Handler
+    def log_message(self, *_: object) -> None:
+        return
 
 
 class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
@@ -106,7 +104,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 @contextmanager
 def serve(files: Mapping[str, bytes], context: ssl.SSLContext | None = None) -> Iterator[Web]:
     web = Web(dict(files))
-    server = _Server(("127.0.0.1", 0), handler(web))
+    server = _Server(("127.0.0.1", 0), type("Handler", (Handler,), {"web": web}))
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     web.url = f"{'https' if context else 'http'}://localhost:{server.server_address[1]}"

@@ -47,23 +47,11 @@ class S3Source:
             raise SourceError(f"the AWS settings cannot be used: {error}") from None
 
     def open(self, location: Location, offset: int, version: str) -> Opened:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError
 
-        parts = urlsplit(location.uri)
-        bucket, key = parts.netloc, unquote(parts.path).lstrip("/")
-        if not bucket or not key:
-            raise SourceError("is not s3://bucket/key")
-        wanted: dict[str, Any] = {"Bucket": bucket, "Key": key}
-        if offset:
-            wanted |= {"Range": f"bytes={offset}-"} | ({"IfMatch": version} if version else {})
-        try:
-            answer = self._client.get_object(**wanted)
-        except ClientError as error:
-            if offset and error.response["ResponseMetadata"]["HTTPStatusCode"] in (412, 416):  # changed, or shorter
-                return self.open(location, 0, "")
-            raise _refused(error) from None
-        except BotoCoreError as error:
-            raise failure(error) from None
+        answer = self._get(location, offset, version)
+        if answer is None:
+            return self.open(location, 0, "")
         total = answer.get("ContentRange", "").rpartition("/")[2]
         start = offset if answer["ResponseMetadata"]["HTTPStatusCode"] == 206 else 0
         body = answer["Body"]
@@ -78,6 +66,26 @@ class S3Source:
 
         size = int(total) if total.isdecimal() else answer["ContentLength"]
         return Opened(read=read, close=body.close, offset=start, size_bytes=size, version=answer.get("ETag", ""))
+
+    def _get(self, location: Location, offset: int, version: str) -> Any | None:
+        """The answer from `offset` on; None when the object has changed since, or is shorter."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        parts = urlsplit(location.uri)
+        bucket, key = parts.netloc, unquote(parts.path).lstrip("/")
+        if not bucket or not key:
+            raise SourceError("is not s3://bucket/key")
+        condition: dict[str, str] = {}
+        if offset:
+            condition = {"Range": f"bytes={offset}-"} | ({"IfMatch": version} if version else {})
+        try:
+            return self._client.get_object(Bucket=bucket, Key=key, **condition)
+        except ClientError as error:
+            if offset and error.response["ResponseMetadata"]["HTTPStatusCode"] in (412, 416):
+                return None
+            raise _refused(error) from None
+        except BotoCoreError as error:
+            raise failure(error) from None
 
 
 def _certificates() -> str | None:
