@@ -43,10 +43,6 @@ class StageResult:
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON values a person wants to see; never hashed
 
 
-# Part of every key: raised when the same request would give other bytes.
-VERSIONS = {"texts": 1, "export": 2, "quantize": 3, "compile": 2, "measure": 2}
-
-
 @contextmanager
 def scratch_folder(request: StageRequest) -> Iterator[Path]:
     """An empty folder for temporary files, also for those of libraries. It is gone when the stage ends."""

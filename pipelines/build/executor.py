@@ -1,4 +1,4 @@
-"""Run the steps of a graph: each stale one in a process of its own, its outputs into the store, its record last."""
+"""Run the stale steps of a graph. Outputs go into the store first, the record of the step last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StepResult:
     record: Record | None = None  # None: it failed
     reused: bool = False
     error: str | None = None
-    blocked_by: str | None = None  # the step that failed, where it is not this one
+    blocked_by: str | None = None  # the step that failed, if it is another one
     transient: bool = False  # the failure may pass by itself
 
     @property
@@ -69,7 +69,7 @@ def run(
     """
     progress, schedule = progress or Silent(), Schedule(graph.steps, jobs)
     results: dict[str, StepResult] = {}
-    stale: dict[str, Prepared] = {}  # those that wait for their turn
+    stale: dict[str, Prepared] = {}  # steps that wait for their turn
     running: dict[Future[StepResult], Step] = {}
 
     def output(ref: Ref) -> Blob | None:
@@ -106,7 +106,7 @@ def run(
 
 
 def _blocked(step: Step, results: Mapping[str, StepResult]) -> StepResult | None:
-    """The result of a step that takes from one that failed; None where all it takes from is there."""
+    """The result of a step whose input failed; None if no input did."""
     needs = sorted({ref.step for ref in step.inputs.values()})
     failed = next((need for need in needs if results[need].record is None), None)
     if failed is None:
@@ -127,7 +127,7 @@ def run_step(prepared: Prepared, store: Store, shared: bool) -> StepResult:
 def run_claimed(prepared: Prepared, store: Store) -> StepResult:
     """Build a step under its claim, unless another builder has done so meanwhile."""
     with claims.claimed(store.root / "claims" / prepared.key):
-        record = store.record(prepared.key)  # who held the claim before has built it, unless it failed or died
+        record = store.record(prepared.key)  # the builder that held the claim before wrote it, unless it failed or died
         if record is not None:
             store.point(record)
             return StepResult(step=prepared.step, record=record, reused=True)
@@ -136,7 +136,7 @@ def run_claimed(prepared: Prepared, store: Store) -> StepResult:
 
 
 def build(prepared: Prepared, store: Store) -> Record:
-    """Run one step and record what it made. Inputs are hashed before the stage sees them; the record comes last."""
+    """Run one step and write its record. Inputs are hashed before the stage reads them."""
     started, step = time.monotonic(), prepared.step
     inputs = {name: store.verified(blob) for name, blob in prepared.inputs.items()}
     with store.workspace() as folder:

@@ -1,4 +1,4 @@
-"""A stage in a process of its own: its request in, its outputs, its facts and its peak memory out."""
+"""Run a stage in a process of its own: request in; outputs, facts and peak memory out."""
 
 from __future__ import annotations
 

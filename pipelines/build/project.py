@@ -42,7 +42,7 @@ class Project:
         rows, sources = self.rows(select), Sources(self.matrix)
         builders = workers.builders(rows, self.worker, workers.registered(self.store))
         laid_out = plan(graph(self.matrix, rows, self.worker, builders, sources), self.store)
-        # A worker that has the GPU judges better than this machine can, but nobody waits for one that may be gone.
+        # A worker that has the GPU judges on the engine itself. But it may be gone: nobody waits for it.
         unfinished = {row.row.name for row in laid_out.graph.rows if row.built_by and not_here(row, laid_out.states)}
         here = {row.name for row in rows if row.name in unfinished and refusal_here(row, self.worker) is None}
         if here:

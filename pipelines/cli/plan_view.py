@@ -194,9 +194,9 @@ def sharing(graph: Graph) -> str:
     """How many steps of each stage serve all the rows: "1 export, 3 quantize, 9 compile for 21 rows"."""
     counts = Counter(step.stage for step in graph.steps.values())
     built = sum(plan.refusal is None for plan in graph.rows)
-    named = ("export", "quantize", *(["shard"] if counts["shard"] else []), "compile", "measure")
-    stages = ", ".join(f"{counts[stage]} {stage}" for stage in named)
-    return f"{stages} for {built} rows."
+    stages = ("export", "quantize", *(["shard"] if counts["shard"] else []), "compile", "measure")
+    sums = ", ".join(f"{counts[stage]} {stage}" for stage in stages)
+    return f"{sums} for {built} rows."
 
 
 def as_json(view: View) -> dict[str, Any]:

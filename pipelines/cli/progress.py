@@ -22,7 +22,7 @@ def screen() -> Console:
 
 
 class _StepBar(BarColumn):
-    """A bar for what has a known end; nothing for a running step, whose end nobody knows."""
+    """A bar for the build, whose end is known; none for a running step, whose end is not."""
 
     def render(self, task: Task) -> ProgressBar:
         return ProgressBar(total=1, completed=0, width=0) if task.total is None else super().render(task)
@@ -100,7 +100,7 @@ def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
             console.print(f"  [yellow]not shipped[/] {row}: {escape('; '.join(why))}")
         for note in model.notes:
             console.print(f"  [yellow]note[/] {escape(note)}")
-        for made in model.images:
-            where = "in the Docker engine" if made.loaded else f"only as files: {made.not_loaded_because}"
-            console.print(f"  image {escape(describe(made))}\n  {escape(where)}")
+        for image in model.images:
+            where = "in the Docker engine" if image.loaded else f"only as files: {image.not_loaded_because}"
+            console.print(f"  image {escape(describe(image))}\n  {escape(where)}")
         console.print(f"  {model.folder}/report.html")

@@ -12,7 +12,6 @@ import dagster as dg
 
 from pipelines.build.result import ModelResult
 from pipelines.dagster.asset_checks import GATE, checks_table, gate_result
-from pipelines.dagster.lineage import code_version
 from pipelines.dagster.partitions import Partitions
 from pipelines.dagster.resources import Factory, model_of
 from pipelines.gate import verdict as verdicts
@@ -104,7 +103,6 @@ def factory_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
         return {
             "partitions_def": partitions.of[name],
             "deps": partitions.deps(name),
-            "code_version": code_version(name),
             "group_name": "factory",
             "kinds": set(kinds),
             "pool": pool,

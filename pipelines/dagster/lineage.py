@@ -14,24 +14,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pipelines.image.runtime import CONTAINERS
+from pipelines.plan.code import digest
 from pipelines.plan.graph import Graph, RowPlan, Step
 from pipelines.plan.staleness import REVISION, Cause, Staleness
-from pipelines.plan.toolchain import serving_code
-from pipelines.stage import VERSIONS
 from pipelines.store.files import file_digest, key_of
 
 MODEL_REVISION, TOOLCHAIN, SETTINGS = "model_revision", "toolchain", "settings"  # the source assets
+ASSETS = ("fp32_onnx", "typed_onnx", "engine", "verdict", "manifest", "image", "publication")
 NOT_SETTINGS = ("source_base", REVISION)  # parameters of a step that no person sets
-# The stages whose steps belong to an asset's own partition. Their versions are the asset's code version.
-STAGES = {
-    "fp32_onnx": ("texts", "export"),
-    "typed_onnx": ("quantize",),
-    "engine": ("compile",),
-    "verdict": ("measure", "judge"),
-    "manifest": ("package",),
-    "image": ("image",),
-    "publication": ("publish",),
-}
 
 
 class AssetPartition(NamedTuple):
@@ -66,10 +56,6 @@ class Stale:
         return frozenset(self.reasons.values())
 
 
-def code_version(asset: str) -> str:
-    return ", ".join(f"{stage} {VERSIONS.get(stage, 1)}" for stage in STAGES[asset])
-
-
 def lineage(graph: Graph) -> dict[AssetPartition, Lineage]:
     """Every partition that this graph has steps for, each after those it comes from."""
     lineages: dict[AssetPartition, Lineage] = {}
@@ -82,7 +68,7 @@ def lineage(graph: Graph) -> dict[AssetPartition, Lineage]:
         if partition not in lineages:
             covered = frozenset().union(*(closures[lineages[up].step] for up in upstream))
             own = [graph.steps[name] for name in sorted(closures[step] - covered)]
-            lineages[partition] = _lineage(partition, step, upstream, own, {s.id: _settings(asset, s) for s in own})
+            lineages[partition] = _lineage(partition, step, upstream, own, {s.id: _settings(s) for s in own})
         return partition
 
     def add_row(plan: RowPlan) -> AssetPartition | None:
@@ -137,11 +123,9 @@ def _sources(step: Step) -> Iterator[tuple[AssetPartition, str]]:
         yield AssetPartition(TOOLCHAIN, f"{part}@{step.worker}" if step.worker else part), versions
 
 
-def _settings(asset: str, step: Step) -> dict[str, Any]:
-    settings: dict[str, Any] = {"params": {k: v for k, v in step.params.items() if k not in NOT_SETTINGS}}
-    if step.stage not in STAGES[asset]:  # the baseline's: not in this asset's code version
-        settings["version"] = VERSIONS.get(step.stage, 1)
-    return settings
+def _settings(step: Step) -> dict[str, Any]:
+    params = {name: value for name, value in step.params.items() if name not in NOT_SETTINGS}
+    return {"params": params, "code": dict(step.code)}
 
 
 def runtime_sources(runtimes: tuple[str, ...], containers: Path = CONTAINERS) -> dict[str, str]:
@@ -149,7 +133,7 @@ def runtime_sources(runtimes: tuple[str, ...], containers: Path = CONTAINERS) ->
     files = [containers / "images.lock", containers / "base.sh", *sorted((containers / "bin").iterdir())]
     files += [path for name in runtimes for path in sorted((containers / name).rglob("*"))]
     digests = {path.relative_to(containers).as_posix(): file_digest(path) for path in files if path.is_file()}
-    return {**digests, "serving": serving_code(".")}
+    return {**digests, "serving": digest("serving")}
 
 
 def source_versions(lineages: Mapping[AssetPartition, Lineage]) -> dict[str, dict[str, str]]:

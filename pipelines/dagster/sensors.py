@@ -14,7 +14,7 @@ import dagster as dg
 # Private, no public name: partitions of several assets that are launched together, in the order of their dependencies.
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
-from pipelines.dagster.lineage import MODEL_REVISION, STAGES, TOOLCHAIN, AssetPartition, Stale, origins, source_versions
+from pipelines.dagster.lineage import ASSETS, MODEL_REVISION, TOOLCHAIN, AssetPartition, Stale, origins, source_versions
 from pipelines.dagster.resources import Factory
 from pipelines.dagster.source_assets import observe
 from pipelines.errors import EngineryError
@@ -33,7 +33,7 @@ def rebuild_sensor(name: str, source: str, description: str) -> dg.SensorDefinit
     @dg.sensor(
         name=name,
         description=description,
-        asset_selection=dg.AssetSelection.assets(*STAGES),
+        asset_selection=dg.AssetSelection.assets(*ASSETS),
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )

@@ -37,7 +37,7 @@ def source_assets(partitions: Mapping[str, dg.StaticPartitionsDefinition]) -> li
 
     @dg.observable_source_asset(partitions_def=partitions[SETTINGS], group_name=GROUP)
     def settings(factory: Factory) -> dg.DataVersionsByPartition:
-        """What the matrix and the judging code say of each partition: shapes, precisions, thresholds, SKU facts."""
+        """What the matrix and the stages' code say of each partition: shapes, precisions, thresholds, SKU facts."""
         return versions(factory, SETTINGS)
 
     return [model_revision, toolchain, settings]

@@ -18,7 +18,7 @@ class _Rule:
     name: str
     threshold: str  # the field of Thresholds
     value: str  # where metrics.json has it: "cosine.mean"
-    said: str  # "mean cosine"
+    label: str  # "mean cosine"
     at_least: bool = True
     remedy: str
 
@@ -29,28 +29,28 @@ _COSINES = (
         name="cosine_mean",
         threshold="min_cosine_mean",
         value="cosine.mean",
-        said="mean cosine to the fp32 reference",
+        label="mean cosine to the fp32 reference",
         remedy=_LOOSER,
     ),
     _Rule(
         name="cosine_p1",
         threshold="min_cosine_p1",
         value="cosine.p1",
-        said="cosine of the worst percent of texts",
+        label="cosine of the worst percent of texts",
         remedy=_LOOSER,
     ),
     _Rule(
         name="cosine_min",
         threshold="min_cosine_min",
         value="cosine.min",
-        said="cosine of the worst text",
+        label="cosine of the worst text",
         remedy=_LOOSER,
     ),
     _Rule(
         name="batch_invariance",
         threshold="min_batch_invariance",
         value="batch_invariance.min_cosine",
-        said="cosine of a text alone and the same text in a batch",
+        label="cosine of a text alone and the same text in a batch",
         remedy="padding leaks into the vectors: check the attention mask and the pooling",
     ),
 )
@@ -62,14 +62,14 @@ _RULES = {
             name="kendall_tau",
             threshold="min_kendall_tau",
             value="scores.kendall_tau",
-            said="Kendall's tau to the fp32 reference's order",
+            label="Kendall's tau to the fp32 reference's order",
             remedy=_LOOSER,
         ),
         _Rule(
             name="score_error",
             threshold="max_score_error",
             value="scores.max_abs_error",
-            said="largest error of a logit",
+            label="largest error of a logit",
             at_least=False,
             remedy=_LOOSER,
         ),
@@ -77,7 +77,7 @@ _RULES = {
             name="batch_invariance",
             threshold="max_batch_score_error",
             value="batch_invariance.max_abs_error",
-            said="difference of a pair's logit alone and in a batch",
+            label="difference of a pair's logit alone and in a batch",
             at_least=False,
             remedy="padding leaks into the scores: check the attention mask",
         ),
@@ -88,14 +88,14 @@ _SPEED_RULES = (
         name="speed_ratio",
         threshold="min_speed_ratio",
         value="speed.throughput_ratio",
-        said="throughput over the baseline",
+        label="throughput over the baseline",
         remedy="it is not worth its loss of accuracy: leave this precision out for this SKU",
     ),
     _Rule(
         name="latency_ratio",
         threshold="max_latency_ratio",
         value="speed.latency_ratio",
-        said="time of one short query over the baseline",
+        label="time of one short query over the baseline",
         at_least=False,
         remedy="single queries got slower: leave this precision out for this SKU",
     ),
@@ -105,7 +105,7 @@ _SPEED_RULES = (
 def judge(
     metrics: Mapping[str, Any], thresholds: Thresholds, *, row: str, evaluated: str, digests: Mapping[str, str]
 ) -> Verdict:
-    """metrics.json against thresholds. A figure that is demanded and missing, or not a number, is a failed check."""
+    """Hold metrics.json against thresholds. A demanded figure that is missing or no number is a failed check."""
     task = str(metrics["task"])
     checks = (
         *(_check(rule, metrics, thresholds) for rule in _RULES[task]),
@@ -127,14 +127,14 @@ def judge(
 def _check(rule: _Rule, metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
     value, threshold = _figure(metrics, rule.value), getattr(thresholds, rule.threshold)
     if threshold is None:
-        return _not_judged(rule.name, value, f"{rule.said}: no {rule.threshold} is set for this precision")
+        return _not_judged(rule.name, value, f"{rule.label}: no {rule.threshold} is set for this precision")
     if value is None:
-        return _missing(rule.name, threshold, rule.said, rule.value)
+        return _missing(rule.name, threshold, rule.label, rule.value)
     passed = value >= threshold if rule.at_least else value <= threshold
     relation = (
         ("is at least" if rule.at_least else "is at most") if passed else "is below" if rule.at_least else "is above"
     )
-    why = f"{rule.said} {_text(value)} {relation} {_text(threshold)}"
+    why = f"{rule.label} {_text(value)} {relation} {_text(threshold)}"
     return Check(
         name=rule.name,
         value=value,
@@ -152,36 +152,38 @@ class _Drop:
     name: str
     threshold: str
     place: str  # in metrics.json, of `drop` and `drop_low`
-    said: str
+    label: str
 
 
-_NDCG = _Drop(name="ndcg_drop", threshold="max_ndcg_drop", place="retrieval", said="nDCG@10")
+_NDCG = _Drop(name="ndcg_drop", threshold="max_ndcg_drop", place="retrieval", label="nDCG@10")
 _DROPS = {
     "embed": _NDCG,
     "rerank": _NDCG,
-    "clip": _Drop(name="top1_drop", threshold="max_top1_drop", place="zero_shot", said="zero-shot accuracy"),
+    "clip": _Drop(name="top1_drop", threshold="max_top1_drop", place="zero_shot", label="zero-shot accuracy"),
 }
 
 
 def _drop(rule: _Drop, metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
-    """One-sided: finding more than the reference is no fault, and a drop counts when it is more than chance.
+    """One-sided: more than the reference is no fault, and a drop counts only if chance does not explain it.
 
-    On a few hundred queries one answer that moves from first to second is worth about 1e-3.
+    On a few hundred queries, one answer that moves from the first to the second place changes nDCG by about 1e-3.
     """
     name, threshold = rule.name, getattr(thresholds, rule.threshold)
     value, low = _figure(metrics, f"{rule.place}.drop"), _figure(metrics, f"{rule.place}.drop_low")
     if threshold is None:
-        return _not_judged(name, value, f"{rule.said}: no {rule.threshold} is set for this precision")
+        return _not_judged(name, value, f"{rule.label}: no {rule.threshold} is set for this precision")
     if value is None:
-        return _missing(name, threshold, f"the drop of {rule.said}", f"{rule.place}.drop")
-    said = f"{rule.said} drops by {_text(value)}" if value > 0 else f"{rule.said} does not drop"
+        return _missing(name, threshold, f"the drop of {rule.label}", f"{rule.place}.drop")
+    change = f"{rule.label} drops by {_text(value)}" if value > 0 else f"{rule.label} does not drop"
     if value <= threshold:
-        passed, why = True, f"{said}, at most {_text(threshold)} is allowed"
+        passed, why = True, f"{change}, at most {_text(threshold)} is allowed"
     elif low is not None and low <= 0:
         passed = True
-        why = f"{said}, more than {_text(threshold)}, but its 95 % interval includes no drop at all: chance explains it"
+        why = (
+            f"{change}, more than {_text(threshold)}, but its 95 % interval includes no drop at all: chance explains it"
+        )
     else:
-        passed, why = False, f"{said}, at most {_text(threshold)} is allowed"
+        passed, why = False, f"{change}, at most {_text(threshold)} is allowed"
     return Check(name=name, value=value, threshold=threshold, passed=passed, why=why, remedy="" if passed else _LOOSER)
 
 
@@ -194,8 +196,8 @@ def _realized(metrics: Mapping[str, Any], thresholds: Thresholds) -> Check:
     if not isinstance(shares, Mapping) or not shares:
         return _missing(name, threshold, "the share of matrix products in each format", "realized_precision")
     value = _number(shares.get(precision, 0.0)) or 0.0
-    found = ", ".join(f"{_number(share) or 0.0:.0%} {name}" for name, share in sorted(shares.items()))
-    why = f"{value:.0%} of the matrix products run in {precision}, {threshold:.0%} is asked (found: {found})"
+    formats = ", ".join(f"{_number(share) or 0.0:.0%} {name}" for name, share in sorted(shares.items()))
+    why = f"{value:.0%} of the matrix products run in {precision}, {threshold:.0%} is asked (found: {formats})"
     if value >= threshold:
         return Check(name=name, value=value, threshold=threshold, passed=True, why=why)
     remedy = "the precision was not written into the graph, or the compiler did not keep it: look at the typed ONNX"
@@ -206,10 +208,10 @@ def _speed(metrics: Mapping[str, Any], thresholds: Thresholds, evaluated: str) -
     speed = metrics.get("speed")
     for rule in _SPEED_RULES:
         if evaluated != "engine":
-            why = f"{rule.said}: this SKU's engine does not run on this machine"
+            why = f"{rule.label}: this SKU's engine does not run on this machine"
             yield _not_judged(rule.name, None, why, getattr(thresholds, rule.threshold))
         elif isinstance(speed, Mapping) and speed.get("baseline") is None:
-            why = f"{rule.said}: no wider precision of this model runs on this SKU here, so there is nothing to beat"
+            why = f"{rule.label}: no wider precision of this model runs on this SKU here, so there is nothing to beat"
             yield _not_judged(rule.name, None, why, getattr(thresholds, rule.threshold))
         else:
             yield _check(rule, metrics, thresholds)
@@ -219,26 +221,26 @@ def _not_judged(name: str, value: float | None, why: str, threshold: float | Non
     return Check(name=name, value=value, threshold=threshold, passed=None, why=f"not judged: {why}")
 
 
-def _missing(name: str, threshold: float, said: str, place: str) -> Check:
-    why = f"{said} must be judged, but metrics.json has no figure at {place}"
+def _missing(name: str, threshold: float, label: str, place: str) -> Check:
+    why = f"{label} must be judged, but metrics.json has no figure at {place}"
     return Check(name=name, value=None, threshold=threshold, passed=False, why=why, remedy="measure again")
 
 
 def _figure(metrics: Mapping[str, Any], place: str) -> float | None:
     """The number at "cosine.mean"; None when there is none, or when it is not finite."""
-    found: Any = metrics
+    node: Any = metrics
     for key in place.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return _number(found)
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return _number(node)
 
 
-def _number(found: Any) -> float | None:
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    return float(found) if is_number and math.isfinite(found) else None
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def _text(value: float) -> str:
-    """Enough digits to see a cosine of 0.99995, and not more; what is below 1 is not said to be 1."""
+    """Up to five decimals, or six for a value just below 1, which is never rounded to 1."""
     if 0.99999 < value < 1:
         return f"{min(value, 0.999999):.6f}"
     return f"{value:.5f}".rstrip("0").rstrip(".") if abs(value) < 10 else f"{value:.1f}"

@@ -44,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(check.remedy for check in self.checks if check.passed is False and check.remedy))
 
     def content(self) -> dict[str, Any]:
-        """What the file holds: the fields, and for those who read no Python, the reasons and remedies."""
+        """What the file holds: the fields, and reasons and remedies for readers other than this program."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         return {"schema_version": SCHEMA_VERSION, **fields, "reasons": self.reasons, "remedies": self.remedies}
 

@@ -119,8 +119,8 @@ def package(
     common = tuple(files.of(shared[name]).at(name) for name in SHARED)
     profiles = tuple(_profile(candidate, files, common, versions) for candidate in passed)
     shipped = Manifest(model=model.name, release=model.release, profiles=profiles)
-    wanted = {name.checksum for profile in profiles for name in profile.files}
-    sources = {file.blake3: file.source for file in files.read.values() if f"blake3:{file.blake3}" in wanted}
+    checksums = {file.checksum for profile in profiles for file in profile.files}
+    sources = {file.blake3: file.source for file in files.read.values() if f"blake3:{file.blake3}" in checksums}
     write(folder, shipped, sources)
     return Package(folder=folder, manifest=shipped, left_out=left_out, warnings=tuple(_warnings(model, profiles)))
 
@@ -133,9 +133,9 @@ def _problems(candidate: Candidate, files: _Files) -> Iterable[str]:
     elif verdict.passed:
         for tower, path in candidate.engines.items():
             what = suffixed("engine", tower)
-            judged, found = verdict.digests.get(what), files.of(path).sha256
-            if judged != found:
-                yield f"{name}: the verdict judged {judged}, the {what} is {found}; judge it again"
+            judged, digest = verdict.digests.get(what), files.of(path).sha256
+            if judged != digest:
+                yield f"{name}: the verdict judged {judged}, the {what} is {digest}; judge it again"
 
 
 def _profile(

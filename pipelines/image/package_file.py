@@ -91,14 +91,14 @@ def ensure_packaged(
     standing = load(folder)
     if standing is not None and standing.key == key and intact(folder, standing):
         return standing, True
-    made = package.package(model, candidates, shared, versions, folder, unbuilt=unbuilt)
+    shipped = package.package(model, candidates, shared, versions, folder, unbuilt=unbuilt)
     packaged = Packaged(
         key=key,
         manifest_digest=file_digest(folder / MANIFEST),
-        files={file.uri: file.size_bytes for profile in made.manifest.profiles for file in profile.files},
-        shipped=tuple(profile.name for profile in made.manifest.profiles),
-        left_out=made.left_out,
-        notes=made.warnings,
+        files={file.uri: file.size_bytes for profile in shipped.manifest.profiles for file in profile.files},
+        shipped=tuple(profile.name for profile in shipped.manifest.profiles),
+        left_out=shipped.left_out,
+        notes=shipped.warnings,
         verdicts={c.row.name: c.verdict for c in candidates if c.verdict.passed},
         versions=versions,
         runtimes=model.runtimes,

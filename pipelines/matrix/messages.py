@@ -14,11 +14,11 @@ def explain(detail: Any, schema: dict[str, Any]) -> tuple[Place, str]:
     loc, kind = tuple(detail["loc"]), detail["type"]
     if kind in ("extra_forbidden", "missing"):
         parent = _node(schema, loc[:-1])
-        known = parent.get("properties", {})
+        keys = parent.get("properties", {})
         if kind == "missing":
             return loc[:-1], f"'{loc[-1]}' is missing; give {_node(schema, loc).get('description')}"
-        near = nearest(str(loc[-1]), known)
-        return loc, f"unknown key; did you mean '{near}'?" if near else f"unknown key; the keys here are {join(known)}"
+        near = nearest(str(loc[-1]), keys)
+        return loc, f"unknown key; did you mean '{near}'?" if near else f"unknown key; the keys here are {join(keys)}"
     names = _node(schema, loc[:-2]).get("propertyNames")
     if loc[-1] == "[key]" and names is not None:
         return loc[:-1], f"{loc[-2]!r} is not {names['description']}"
@@ -66,9 +66,9 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return {**node, **own}
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The known word that was probably meant."""
-    names, word = list(known), word.lower()
+    names, word = list(candidates), word.lower()
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     starts = [name for name in names if word and name.startswith(word)]
     return next(iter(close or starts), None)

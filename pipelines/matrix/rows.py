@@ -26,7 +26,7 @@ Key = tuple[str, str, Precision, int]  # model, SKU, precision, tp
 
 def skus(parts: Parts, problems: Problems) -> dict[str, Sku]:
     """Every SKU that is clearly a GPU or a CPU."""
-    found = {}
+    skus = {}
     for name, form in parts.skus.items():
         here: Place = ("skus", name)
         if form.compute_capability is not None and form.cpu_arch is not None:
@@ -34,8 +34,8 @@ def skus(parts: Parts, problems: Problems) -> dict[str, Sku]:
         elif form.compute_capability is None and form.cpu_arch is None:
             problems.add(here, "is neither a GPU nor a CPU; give compute_capability or cpu_arch")
         else:
-            found[name] = _sku(name, form, problems)
-    return found
+            skus[name] = _sku(name, form, problems)
+    return skus
 
 
 def _sku(name: str, form: SkuForm, problems: Problems) -> Sku:
@@ -171,10 +171,10 @@ def _excluded(exclude: ExcludeForm, selected: Sequence[Key], parts: Parts, here:
 
 def _match(patterns: Iterable[str], names: Sequence[str], here: Place, problems: Problems) -> list[str]:
     """The declared names that the patterns mean, each once."""
-    found: dict[str, None] = {}
+    matches: dict[str, None] = {}
     for pattern in patterns:
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        found.update(dict.fromkeys(matched))
+        matches.update(dict.fromkeys(matched))
         if matched:
             continue
         if any(sign in pattern for sign in "*?["):
@@ -183,7 +183,7 @@ def _match(patterns: Iterable[str], names: Sequence[str], here: Place, problems:
             near = nearest(pattern, names)
             remedy = f"did you mean '{near}'?" if near else f"declared: {join(names) or 'nothing'}"
             problems.add(here, f"'{pattern}' is not declared; {remedy}")
-    return list(found)
+    return list(matches)
 
 
 def _check_fit(index: int, selected: Iterable[Key], known_skus: Mapping[str, Sku], problems: Problems) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.onnx_graph.external_data import SUFFIX
 from pipelines.plan.graph import Ref, Step
-from pipelines.stage import VERSIONS
 from pipelines.store.files import key_of
 from pipelines.store.store import Blob, Record, Store
 
@@ -30,7 +29,7 @@ def cache_key_inputs(step: Step, inputs: Mapping[str, str], generation: int = 0)
     """Everything that decides a step's bytes. inputs: name -> digest. generation: as Store.generation has it."""
     return {
         "stage": step.stage,
-        "version": VERSIONS.get(step.stage, 1),
+        "code": dict(step.code),
         "params": {name: value for name, value in step.params.items() if name not in LOCAL},
         "toolchain": dict(step.toolchain),
         "inputs": dict(inputs),

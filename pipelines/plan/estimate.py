@@ -1,4 +1,4 @@
-"""Guess what a plan will take, from what steps took before: seconds, memory, disk, and how long side by side."""
+"""Estimate the time, memory and disk of a plan from the records of earlier runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.plan.schedule import Schedule
 from pipelines.plan.staleness import Staleness
 from pipelines.store.store import Record, Store
 
-# What makes two steps of one stage alike, most telling first: their compiler and precision, then the stage alone.
+# The parameters in which two steps of one stage must agree to count as alike: the strictest set first.
 ALIKE = (("compiler", "precision", "backend", "evaluated", "task"), ("compiler", "precision"), ())
 
 
@@ -30,21 +30,21 @@ class Estimate:
 class Totals:
     """What the whole build will probably take."""
 
-    wall_s: float  # with so many steps at a time
-    work_s: float  # one after the other
-    peak_rss_bytes: int  # at the same time
+    wall_s: float  # with the given number of jobs
+    work_s: float  # of all steps, one after the other
+    peak_rss_bytes: int  # of the steps that run at the same time
     output_bytes: int
     unknown: tuple[str, ...]  # steps of a stage that never ran here
 
 
 def estimate(step: Step, past: Sequence[Record], last: str | None) -> Estimate | None:
-    """By the step's own last run (its key is `last`), else the median of those most like it; None without any."""
+    """From the step's own last run, whose key is `last`; else the median of the runs most like it; None without any."""
     if own := [record for record in past if record.key == last]:
         return _of(own, "its last run")
     of_stage = [record for record in past if record.stage == step.stage]
     for names in ALIKE:
-        wanted = [step.params.get(name) for name in names]
-        alike = [record for record in of_stage if [_params(record).get(name) for name in names] == wanted]
+        params = [step.params.get(name) for name in names]
+        alike = [record for record in of_stage if [_params(record).get(name) for name in names] == params]
         if alike:
             return _of(alike, f"{len(alike)} like it" if names else f"{len(alike)} runs of {step.stage}")
     return None
@@ -91,11 +91,11 @@ def totals(graph: Graph, estimates: Mapping[str, Estimate | None], jobs: int) ->
         for step_id in [step_id for step_id, end in ends.items() if end <= now]:
             schedule.finish(graph.steps[step_id])
             del ends[step_id]
-    known = [guess for guess in estimates.values() if guess is not None]
+    guesses = [guess for guess in estimates.values() if guess is not None]
     return Totals(
         wall_s=now,
-        work_s=sum(guess.duration_s for guess in known),
+        work_s=sum(guess.duration_s for guess in guesses),
         peak_rss_bytes=peak,
-        output_bytes=sum(guess.output_bytes for guess in known),
+        output_bytes=sum(guess.output_bytes for guess in guesses),
         unknown=tuple(step_id for step_id, guess in estimates.items() if guess is None),
     )

@@ -1,4 +1,4 @@
-"""The steps of a build as values: what they are, and which takes what from which. Laid out by pipelines.plan.layout."""
+"""The steps of a build as values, and what each takes from others. pipelines.plan.layout lays them out."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class Step:
     subject: str  # "all-minilm-l6-v2__fp8"
     params: Mapping[str, Any]
     inputs: Mapping[str, Ref]
-    toolchain: Mapping[str, str]
+    toolchain: Mapping[str, str]  # distribution -> version
+    code: Mapping[str, str]  # package -> digest of its sources
     exclusive: bool = False  # it measures time: nothing else may run beside it
-    worker: str = ""  # the SKU whose worker has this toolchain; "": this machine has it
+    worker: str = ""  # the SKU whose worker has this toolchain and code; "": this machine has them
 
     @property
     def id(self) -> str:
@@ -44,14 +45,14 @@ class Step:
 class RowPlan:
     """A row with its steps, or the reason why this machine does not build it.
 
-    Where a row has two engines, `typed` and `engine` stand for both: Ref.of names the one of a tower.
+    Of a row with two engines, `typed` and `engine` stand for both; Ref.of gives the one of a tower.
     """
 
     row: Row
     refusal: str | None = None
-    built_by: WorkerRecord | None = None  # not here: its steps are laid out as this worker lays them out
+    built_by: WorkerRecord | None = None  # the worker that builds it, and lays out its steps; None: this machine
     typed: Ref | None = None  # the ONNX it is compiled from
-    shards: Ref | None = None  # the first of its ranks' graphs, where it spans GPUs: no engine is made of these yet
+    shards: Ref | None = None  # of a row that spans GPUs: the first rank's graph; no engine is compiled of these yet
     engine: Ref | None = None
     metrics: Ref | None = None
     verdict: Ref | None = None
@@ -72,17 +73,17 @@ class Graph:
     def of(self, model: Model) -> tuple[RowPlan, ...]:
         return tuple(plan for plan in self.rows if plan.row.model.name == model.name)
 
-    def closure(self, wanted: Iterable[str]) -> Graph:
+    def closure(self, step_ids: Iterable[str]) -> Graph:
         """The same graph with only these steps and what they take from."""
-        kept: set[str] = set()
+        closure: set[str] = set()
 
         def visit(step_id: str) -> None:
-            if step_id not in kept:
-                kept.add(step_id)
+            if step_id not in closure:
+                closure.add(step_id)
                 for ref in self.steps[step_id].inputs.values():
                     visit(ref.step)
 
-        for step_id in wanted:
+        for step_id in step_ids:
             visit(step_id)
-        steps = {step_id: step for step_id, step in self.steps.items() if step_id in kept}
+        steps = {step_id: step for step_id, step in self.steps.items() if step_id in closure}
         return Graph(matrix=self.matrix, steps=steps, rows=self.rows)

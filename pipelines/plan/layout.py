@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from functools import cache
 from typing import Any
 
 from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Matrix, Model, Row, Worker, baseline_row, refusal_here
 from pipelines.plan.graph import Graph, Ref, RowPlan, Step
 from pipelines.plan.sources import Sources
-from pipelines.plan.toolchain import cpu_model, serving_code, versions
-from pipelines.plan.workers import WorkerRecord, has_gpu
+from pipelines.plan.workers import WorkerRecord, has_gpu, spec_here
 from serving.contract.profile import Precision
 from serving.tasks.base import suffixed
 from serving.tasks.table import TASKS
@@ -45,13 +42,13 @@ def graph(
 
 
 class _Layout:
-    """Steps as they are asked for, each once; a step is added after those it takes from."""
+    """Collects steps, each once. A step is added after those it takes from."""
 
     def __init__(self, matrix: Matrix, worker: Worker, sources: Sources) -> None:
         self.matrix, self.worker, self.sources = matrix, worker, sources
         self.steps: dict[str, Step] = {}
         self.base = str(matrix.source.parent.absolute())
-        self._versions = cache(versions)
+        self.ours = spec_here(worker)
 
     def add(
         self,
@@ -60,30 +57,31 @@ class _Layout:
         params: Mapping[str, Any],
         inputs: Mapping[str, Ref],
         *,
-        toolchain: Mapping[str, str] | None = None,
+        part: str = "",
+        row: Row | None = None,
+        built_by: WorkerRecord | None = None,
         exclusive: bool = False,
-        worker: str = "",
     ) -> str:
+        """part: of the toolchain, where it is not the stage's own. row: whose step it is, if a worker may build it."""
+        builder = self.ours if built_by is None else built_by.spec
+        toolchain, code = builder.versions_of(part or stage), builder.code_of(stage)
+        same = (toolchain, code) == (self.ours.versions_of(part or stage), self.ours.code_of(stage))
+        worker = "" if same or row is None else row.sku.name
         step = Step(
             stage=stage,
             subject=subject,
             params=params,
             inputs=inputs,
-            toolchain=toolchain or {},
+            toolchain=toolchain,
+            code=code,
             exclusive=exclusive,
             worker=worker,
         )
-        known = self.steps.get(step.id)
-        if known is not None and known.worker != worker and replace(known, worker=worker) != step:
+        same_id = self.steps.get(step.id)
+        if same_id is not None and same_id.worker != worker and replace(same_id, worker=worker) != step:
             # Two workers make one output of different inputs: each has a step of its own. Only their ids differ.
             step = replace(step, subject=f"{subject}@{worker or 'here'}")
         return self.steps.setdefault(step.id, step).id
-
-    def versions(self, part: str, row: Row, built_by: WorkerRecord | None) -> dict[str, Any]:
-        """The toolchain of a row's step, and whose it is, as `add` takes them."""
-        ours = self._versions(part)
-        theirs = ours if built_by is None else built_by.spec.versions_of(part)
-        return {"toolchain": theirs, "worker": "" if theirs == ours else row.sku.name}
 
     def row(self, row: Row, built_by: WorkerRecord | None) -> RowPlan:
         engine, typed, metrics = self.engine(row, built_by), self.typed(row), self.metrics(row, built_by)
@@ -96,6 +94,8 @@ class _Layout:
                 "thresholds": asdict(self.matrix.gates[row.model.task][row.precision]),
             },
             {"metrics.json": metrics, **self.towers(row.model, "engine", engine)},
+            row=row,
+            built_by=built_by,
         )
         return RowPlan(
             row=row,
@@ -107,14 +107,13 @@ class _Layout:
         )
 
     def sharded(self, row: Row) -> RowPlan:
-        """A row that spans GPUs: its ranks' graphs are made and proved here; engines of them are not made yet."""
+        """A row that spans GPUs. The graph of each rank is made and proved; no engine is compiled of it yet."""
         typed = self.typed(row)
         step = self.add(
             "shard",
             f"{row.model.name}__{row.precision}__tp{row.tp}",
             {"task": row.model.task, "precision": str(row.precision), "tp": row.tp},
             self.towers(row.model, "model.onnx", typed),
-            toolchain=self._versions("shard"),
         )
         refusal = refusal_here(row, self.worker) or f"no engine is made of {row.tp} shards yet, and no server runs one"
         return RowPlan(row=row, refusal=refusal, typed=typed, shards=Ref(step=step, output="rank0.onnx"))
@@ -124,7 +123,7 @@ class _Layout:
         return {suffixed(name, tower): ref.of(tower) for tower in TASKS[model.task].towers}
 
     def pictures(self, model: Model) -> dict[str, Any]:
-        """What a step that reads the model's pictures must know of them; nothing for other tasks."""
+        """The parameters of a step that reads the model's pictures; none for other tasks."""
         if model.pictures is None:
             return {}
         return {
@@ -134,7 +133,7 @@ class _Layout:
         }
 
     def texts(self) -> Ref:
-        step = self.add("texts", "stdlib", {}, {}, toolchain={"python": platform.python_version()})
+        step = self.add("texts", "stdlib", {}, {})
         return Ref(step=step, output="texts.json")
 
     def exported(self, model: Model, name: str) -> Ref:
@@ -152,14 +151,14 @@ class _Layout:
             "matryoshka": model.matryoshka,
             **self.pictures(model),
         }
-        step = self.add("export", model.name, params, {"texts.json": self.texts()}, toolchain=self._versions("export"))
+        step = self.add("export", model.name, params, {"texts.json": self.texts()})
         return Ref(step=step, output=name)
 
     def onnx(self, model: Model, precision: Precision, kind: str) -> Ref:
-        """The typed ONNX of a precision for CPUs or GPUs; the export itself is the fp32 one."""
+        """The typed ONNX of a precision, for CPUs or GPUs. The typed ONNX of fp32 is the export itself."""
         if precision is Precision.FP32:
             return self.exported(model, "model.onnx")
-        # TensorRT's int8 is around zero; what a CPU computes with may be around any point, which loses less.
+        # TensorRT's int8 is symmetric. A CPU computes with zero points, which loses less.
         zero_points = precision is Precision.INT8 and kind == "cpu"
         step = self.add(
             "quantize",
@@ -177,12 +176,11 @@ class _Layout:
                 "task.json": self.exported(model, "task.json"),
                 "texts.json": self.texts(),
             },
-            toolchain=self._versions("quantize"),
         )
         return Ref(step=step, output="model.onnx")
 
     def typed(self, row: Row) -> Ref:
-        # OpenVINO writes bf16 itself, better and faster than a graph with casts in it (docs/adr/0003).
+        # OpenVINO converts to bf16 itself: better and faster than a graph with casts (docs/adr/0003).
         itself = row.sku.compiler == "openvino" and row.precision is Precision.BF16
         return self.onnx(row.model, Precision.FP32 if itself else row.precision, row.sku.kind)
 
@@ -203,17 +201,18 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{row.sku.target}__tp{row.tp}",
             params,
             self.towers(row.model, "model.onnx", self.typed(row)),
-            **self.versions(row.sku.compiler, row, built_by),
+            part=row.sku.compiler,
+            row=row,
+            built_by=built_by,
         )
         return Ref(step=step, output="engine")
 
     def labelled(self, model: Model) -> dict[str, Any]:
-        """Which labelled set judges, by content, and with which code."""
-        judging = {"task": model.task, "judging_code": serving_code("tasks", "backends", "start/prove.py")}
+        """The labelled set that judges, by content."""
         if model.pictures is not None:
-            return {**judging, **self.pictures(model)}
+            return {"task": model.task, **self.pictures(model)}
         return {
-            **judging,
+            "task": model.task,
             "retrieval": model.retrieval,
             "retrieval_digest": self.sources.retrieval(model),
             "source_base": self.base,
@@ -223,7 +222,7 @@ class _Layout:
         return {name: self.exported(model, name) for name in names}
 
     def reference(self, model: Model) -> Ref:
-        """What the fp32 reference finds in the labelled set: measured once for all rows."""
+        """The fp32 reference's answers on the labelled set: measured once for all rows."""
         step = self.add(
             "measure",
             f"{model.name}__reference",
@@ -238,13 +237,13 @@ class _Layout:
                 **self.files(model, "tokenizer.json", "task.json"),
                 "texts.json": self.texts(),
             },
-            toolchain=self._versions("measure"),
         )
         return Ref(step=step, output="reference.json")
 
     def metrics(self, row: Row, built_by: WorkerRecord | None) -> Ref:
-        """Measured on the engine where it runs here; else on the typed ONNX that every SKU of that precision shares."""
-        on_gpu = has_gpu(row, self.worker if built_by is None else built_by.spec.worker)
+        """Measured on the engine, if it runs here; else on the typed ONNX, which all SKUs of a precision share."""
+        builder = self.ours if built_by is None else built_by.spec
+        on_gpu = has_gpu(row, builder.worker)
         runs_here = row.sku.kind == "cpu" or on_gpu
         inputs = {
             **self.towers(row.model, "engine", self.engine(row, built_by) if runs_here else self.typed(row)),
@@ -261,8 +260,8 @@ class _Layout:
             "speed": runs_here,
         }
         if runs_here:
-            params["machine"] = row.sku.name if on_gpu else cpu_model() if built_by is None else built_by.spec.cpu_model
-            if on_gpu:  # a GPU engine does not tell its layers' formats
+            params["machine"] = row.sku.name if on_gpu else builder.cpu_model
+            if on_gpu:  # a GPU engine does not tell the formats of its layers
                 inputs |= self.towers(row.model, "typed.onnx", self.typed(row))
             baseline = baseline_row(row, self.matrix.rows)
             if baseline is not None:
@@ -278,7 +277,8 @@ class _Layout:
             f"{row.model.name}__{row.precision}__{place}",
             params,
             inputs,
-            **self.versions("measure", row, built_by),
+            row=row,
+            built_by=built_by,
             exclusive=runs_here,
         )
         return Ref(step=step, output="metrics.json")

@@ -1,4 +1,4 @@
-"""Which steps `--remeasure` forces: the measurements of the named rows, which a busy machine may have spoilt."""
+"""Which steps `--remeasure` forces: the measurements of the rows that a person names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.plan.graph import Graph, RowPlan
 def steps(graph: Graph, globs: Sequence[str] | None) -> frozenset[str]:
     """The measurements of the rows that match one of the globs: all rows for (), none for None. Raises MatrixError.
 
-    What the fp32 reference finds is no measurement of time and stays. Judge, manifest and report follow by themselves.
+    The fp32 reference is not measured again: it measures no time. Verdict, manifest and report follow by themselves.
     """
     if globs is None:
         return frozenset()
     globs = globs or ("*",)
-    named = {glob: [plan for plan in graph.rows if fnmatchcase(plan.row.name, glob)] for glob in globs}
+    rows_by_glob = {glob: [plan for plan in graph.rows if fnmatchcase(plan.row.name, glob)] for glob in globs}
     problems = []
-    for glob, plans in named.items():
+    for glob, plans in rows_by_glob.items():
         if not plans:
             problems.append(f"--remeasure {glob}: no selected row has such a name; `enginery plan` lists them")
         elif all(not measured_here(plan) for plan in plans):
@@ -28,7 +28,7 @@ def steps(graph: Graph, globs: Sequence[str] | None) -> frozenset[str]:
     if problems:
         raise MatrixError(str(graph.matrix.source), problems)
     return frozenset(
-        plan.metrics.step for plans in named.values() for plan in plans if plan.metrics and measured_here(plan)
+        plan.metrics.step for plans in rows_by_glob.values() for plan in plans if plan.metrics and measured_here(plan)
     )
 
 

@@ -129,7 +129,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
 
 
 def _differences(old: Any, new: Any, place: str) -> Iterator[tuple[str, str]]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    if isinstance(old, Mapping | None) and isinstance(new, Mapping | None):
+        old, new = old or {}, new or {}
         for name in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(name), new.get(name), f"{place}.{name}" if place else str(name))
         return

@@ -7,7 +7,6 @@ there: it makes no row unbuildable that this machine can build.
 
 from __future__ import annotations
 
-import platform
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,15 @@ import msgspec
 
 from pipelines.matrix.compilers import COMPILERS
 from pipelines.matrix.values import Row, Worker, refusal_here
-from pipelines.plan.toolchain import DISTRIBUTIONS, NOT_INSTALLED, cpu_model, version_of
+from pipelines.plan.code import CODE, digests
+from pipelines.plan.toolchain import DISTRIBUTIONS, NOT_INSTALLED, cpu_model, versions
 from pipelines.store.files import canonical, key_of, write_atomically
 from pipelines.store.store import Store
 from serving.choice import hardware
 
 FOLDER = "workers"
-SHARED = ("export", "quantize")  # stages whose outputs are of no row: laid out as the planning machine would build them
+# Stages whose outputs are of no row: they are laid out as the planning machine would build them.
+SHARED = ("texts", "export", "quantize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class WorkerSpec:
     """Everything of a worker that the keys of its steps hold. Equal workers have one record."""
 
     worker: Worker
-    versions: Mapping[str, str]  # "python" and every distribution of pipelines.plan.toolchain
+    versions: Mapping[str, str]  # every distribution of pipelines.plan.toolchain
+    code: Mapping[str, str]  # every package of pipelines.plan.code -> digest
     cpu_model: str
     skus: tuple[str, ...]  # whose rows it builds
 
@@ -41,7 +43,11 @@ class WorkerSpec:
         return key_of(msgspec.to_builtins(self, order="deterministic"))
 
     def versions_of(self, part: str) -> dict[str, str]:
+        """The toolchain of a stage, or of a compiler."""
         return {name: self.versions.get(name, NOT_INSTALLED) for name in DISTRIBUTIONS[part]}
+
+    def code_of(self, stage: str) -> dict[str, str]:
+        return {part: self.code.get(part, NOT_INSTALLED) for part in CODE[stage]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +70,11 @@ def this_machine() -> Worker:
     )
 
 
-def spec_here(worker: Worker, skus: Iterable[str]) -> WorkerSpec:
-    """This machine as a worker that builds the rows of these SKUs, with the versions that are installed now."""
-    names = {name for part in DISTRIBUTIONS.values() for name in part}
-    versions = {"python": platform.python_version(), **{name: version_of(name) for name in names}}
-    return WorkerSpec(worker=worker, versions=versions, cpu_model=cpu_model(), skus=tuple(sorted(skus)))
+def spec_here(worker: Worker, skus: Iterable[str] = ()) -> WorkerSpec:
+    """This machine as a worker that builds the rows of these SKUs: the versions and the code that it has now."""
+    return WorkerSpec(
+        worker=worker, versions=versions(), code=digests(), cpu_model=cpu_model(), skus=tuple(sorted(skus))
+    )
 
 
 def register(store: Store, spec: WorkerSpec) -> None:
@@ -117,11 +123,12 @@ def has_gpu(row: Row, worker: Worker) -> bool:
 
 
 def differences(record: WorkerRecord, ours: WorkerSpec) -> list[str]:
-    """What a worker has in another version than this machine, of what makes the ONNX that engines are compiled from."""
-    theirs = record.spec.versions
-    names = ["python", *(name for part in SHARED for name in DISTRIBUTIONS[part])]
+    """What a worker has other than this machine, of what makes the ONNX that engines are compiled from."""
+    theirs = record.spec
+    names = dict.fromkeys(name for stage in SHARED for name in DISTRIBUTIONS[stage])
+    parts = dict.fromkeys(part for stage in SHARED for part in CODE[stage])
     return [
-        f"{name} {theirs.get(name)} there, {ours.versions[name]} here"
-        for name in dict.fromkeys(names)
-        if theirs.get(name) != ours.versions[name]
-    ]
+        f"{name} {theirs.versions.get(name)} there, {ours.versions[name]} here"
+        for name in names
+        if theirs.versions.get(name) != ours.versions[name]
+    ] + [f"{part} is other code there" for part in parts if theirs.code.get(part) != ours.code[part]]

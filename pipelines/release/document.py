@@ -100,15 +100,15 @@ def load(document: bytes, manifest_bytes: bytes, *, source: str) -> Published:
     if read.schema_version != SCHEMA_VERSION:
         what = f"{source}: {DOCUMENT} has schema_version {read.schema_version}, this enginery reads {SCHEMA_VERSION}"
         raise PublishError(f"{what}; use the enginery that published it, or a later one")
-    if (found := digest_of(manifest_bytes)) != read.manifest:
+    if (digest := digest_of(manifest_bytes)) != read.manifest:
         raise PublishError(
-            f"{source}: {MANIFEST} hashes to {found}, the release says {read.manifest}; publish it again"
+            f"{source}: {MANIFEST} hashes to {digest}, the release says {read.manifest}; publish it again"
         )
     try:
-        listed = manifest.load(manifest_bytes, source=f"{source}: {MANIFEST}")
+        shipped = manifest.load(manifest_bytes, source=f"{source}: {MANIFEST}")
     except ManifestError as error:
         raise PublishError(str(error)) from None
-    return Published(document=read, manifest=listed, manifest_bytes=manifest_bytes)
+    return Published(document=read, manifest=shipped, manifest_bytes=manifest_bytes)
 
 
 def of_folder(folder: Path) -> Published:
@@ -118,7 +118,7 @@ def of_folder(folder: Path) -> Published:
         raise PublishError(f"{path} is not there; build the model first: enginery build")
     data = path.read_bytes()
     try:
-        listed = manifest.load(data, source=str(path))
+        shipped = manifest.load(data, source=str(path))
     except ManifestError as error:
         raise PublishError(f"{error}; build the model again") from None
     packaged = package_file.load(folder)
@@ -126,12 +126,12 @@ def of_folder(folder: Path) -> Published:
         packaged = Packaged(key="", manifest_digest=digest_of(data))
     document = Release(
         schema_version=SCHEMA_VERSION,
-        model=listed.model,
-        release=listed.release,
+        model=shipped.model,
+        release=shipped.release,
         manifest=packaged.manifest_digest,
         verdicts={row: _figures(verdict) for row, verdict in packaged.verdicts.items()},
         left_out=packaged.left_out,
-        images=_images(folder, listed),
+        images=_images(folder, shipped),
         skus=packaged.skus,
         runtimes=packaged.runtimes,
         versions=packaged.versions,

@@ -86,22 +86,22 @@ def write(folder: Path) -> Artifact:
 
     Raises PublishError if a file is missing or damaged.
     """
-    made = contents(folder)
+    artifact = contents(folder)
     layout = folder / LAYOUT
-    wanted = {oci.blob_path(blob.digest): source for _, blob, source in made.layers}
-    wanted |= {oci.blob_path(oci.blob_of(data).digest): data for data in (EMPTY, made.manifest)}
-    for name, source in wanted.items():
+    sources = {oci.blob_path(blob.digest): source for _, blob, source in artifact.layers}
+    sources |= {oci.blob_path(oci.blob_of(data).digest): data for data in (EMPTY, artifact.manifest)}
+    for name, source in sources.items():
         if isinstance(source, bytes):
             write_atomically(layout / name, source)
         else:
             oci.link(source, layout / name)
-    oci.write_index(layout, {made.release.document.release: made.manifest})
+    oci.write_index(layout, {artifact.release.document.release: artifact.manifest})
     for path in (layout / "blobs" / "sha256").iterdir():
-        if f"blobs/sha256/{path.name}" not in wanted:
+        if f"blobs/sha256/{path.name}" not in sources:
             path.unlink()
     return Artifact(
         folder=layout,
-        manifest_digest=oci.blob_of(made.manifest).digest,
-        num_files=len(made.layers),
-        size_bytes=sum(blob.size_bytes for _, blob, _ in made.layers),
+        manifest_digest=oci.blob_of(artifact.manifest).digest,
+        num_files=len(artifact.layers),
+        size_bytes=sum(blob.size_bytes for _, blob, _ in artifact.layers),
     )

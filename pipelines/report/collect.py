@@ -138,8 +138,8 @@ def _image(image: ImageResult) -> ImageLine:
 
 
 def _stages(planned: Sequence[RowPlan], plan: Plan) -> tuple[StageLine, ...]:
-    wanted = [row.verdict.step for row in planned if row.verdict]
-    steps = plan.graph.closure(wanted).steps
+    judged = [row.verdict.step for row in planned if row.verdict]
+    steps = plan.graph.closure(judged).steps
     lines = []
     for stage in STAGES:
         of_stage = [step_id for step_id, step in steps.items() if step.stage == stage]
@@ -149,7 +149,7 @@ def _stages(planned: Sequence[RowPlan], plan: Plan) -> tuple[StageLine, ...]:
                 stage=stage,
                 num_steps=len(of_stage),
                 num_built=len(records),
-                num_rows=len(wanted),
+                num_rows=len(judged),
                 duration_s=sum(record.duration_s for record in records),
                 peak_rss_bytes=max((record.peak_rss_bytes for record in records), default=0),
                 steps=tuple(_step(record) for record in records if record.peak_rss_bytes),

@@ -1,4 +1,4 @@
-"""What metrics.json says of a row, in the report's terms: how far answers moved, what was found, how fast it is."""
+"""What metrics.json says of a row, in the report's terms: how far answers moved, labelled sets, speeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of_row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "kendall_tau": _figure(metrics, "scores", "kendall_tau"),
         "score_error_mean": _figure(metrics, "scores", "mean_abs_error"),
         "score_error_max": _figure(metrics, "scores", "max_abs_error"),
-        "found": _figure(metrics, "zero_shot", "top1", otherwise=_figure(metrics, "retrieval", "ndcg_at_10")),
+        "quality": _figure(metrics, "zero_shot", "top1", otherwise=_figure(metrics, "retrieval", "ndcg_at_10")),
         "drop": _figure(metrics, "zero_shot", "drop", otherwise=_figure(metrics, "retrieval", "drop")),
         "batch_invariance": _figure(
             metrics, "batch_invariance", "min_cosine", otherwise=_figure(metrics, "batch_invariance", "max_abs_error")
@@ -74,12 +74,12 @@ def labelled(metrics: Mapping[str, Any]) -> Labelled | None:
 
 def gallery(rows: Sequence[ReportRow], metrics: Mapping[str, Mapping[str, Any]]) -> Gallery | None:
     """What the narrowest profile that passed on this machine itself makes of some pictures; None without pictures."""
-    shown = [row for row in rows if row.state == "passed" and metrics[row.row].get("gallery")]
-    if not shown:
+    with_pictures = [row for row in rows if row.state == "passed" and metrics[row.row].get("gallery")]
+    if not with_pictures:
         return None
     # The engine's own answers before those of a typed ONNX; then as the server chooses: one made for a kind of hardware
     # is also the narrower one.
-    best = min(shown, key=lambda row: (row.evaluated != "engine", Precision(row.precision).bits, row.row))
+    best = min(with_pictures, key=lambda row: (row.evaluated != "engine", Precision(row.precision).bits, row.row))
     return Gallery(
         row=best.row,
         sku=best.sku,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipelines.gate.verdict import Check
 
-State = Literal["passed", "failed", "skipped", "broken"]
+RowState = Literal["passed", "failed", "skipped", "broken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ReportRow:
     hardware: str  # "NVIDIA L40S · 8.9" or "x86_64 · avx512_bf16"
     precision: str
     tp: int
-    state: State  # "skipped": planned, not built here; "broken": a stage failed, so nothing could be judged
+    state: RowState  # "skipped": planned, not built here; "broken": a stage failed, so nothing could be judged
     reason: str = ""  # why it failed, was skipped or broke: "needs a worker with h100-sxm-80gb"
     remedy: str = ""  # what helps
     size_bytes: int | None = None  # of the engine
@@ -46,7 +46,7 @@ class ReportRow:
     score_error_mean: float | None = None
     score_error_max: float | None = None
     losses: tuple[float, ...] = ()  # of each golden text, picture or pair: 1 - cosine, or the error of its logit
-    found: float | None = None  # on the labelled set: nDCG@10, or the share of pictures named right
+    quality: float | None = None  # on the labelled set: nDCG@10, or the share of pictures named right
     drop: float | None = None  # of that, against the fp32 reference
     batch_invariance: float | None = None  # a cosine, or a difference of scores
     speeds: tuple[Speed, ...] = ()  # one for each engine; none: they do not run on this machine
@@ -112,7 +112,7 @@ class Labelled:
     num_items: int  # queries, or pictures
     num_choices: int  # passages to choose from, or classes
     reference: float  # what the fp32 reference finds
-    baseline: float | None = None  # what is found without the model: BM25 alone, or chance
+    baseline: float | None = None  # what is reached without the model: BM25 alone, or chance
     baseline_name: str = ""  # "BM25"
 
 
@@ -155,5 +155,5 @@ class ReportModel:
     digests: Mapping[str, str] = field(default_factory=dict)  # {"model_manifest.yaml": "sha256:…"}
     date: str = ""  # as it shall be printed; empty keeps the file the same from day to day
 
-    def of_state(self, *states: State) -> tuple[ReportRow, ...]:
+    def of_state(self, *states: RowState) -> tuple[ReportRow, ...]:
         return tuple(row for row in self.rows if row.state in states)

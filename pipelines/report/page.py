@@ -8,26 +8,26 @@ from pathlib import Path
 from pipelines.gate.verdict import Check
 from pipelines.report.model import ReportModel, ReportRow
 from pipelines.report.style import template
-from pipelines.report.tasks import WORDS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
+from pipelines.report.tasks import TASK_LABELS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
 
 
 def render(model: ReportModel) -> str:
     """The whole page, plots included: it loads nothing and runs no script."""
     from pipelines.report import plots
 
-    words = WORDS[model.task]
+    labels = TASK_LABELS[model.task]
     page = template(Path(__file__).with_name("page.html.j2"), size=size_text, seconds=seconds_text, figure=figure_text)
     return page.render(
         model=model,
         summary=summary(model),
         shared=shared(model),
         verdicts=verdicts(model),
-        words=words,
+        labels=labels,
         tiles=tiles(model),
         bars=bars(model),
         judged_on_set=judged_on_set(model.task, model.labelled),
-        tradeoff=plots.tradeoff(model.rows, words),
-        distribution=plots.distribution(model.rows, words),
+        tradeoff=plots.tradeoff(model.rows, labels),
+        distribution=plots.distribution(model.rows, labels),
     )
 
 
@@ -53,14 +53,14 @@ def shared(model: ReportModel) -> str:
     steps = {stage.stage: stage.num_steps for stage in model.stages}
     built = [row for row in model.rows if row.state != "skipped"]
     engines = {row.engine_digest for row in built if row.engine_digest}
-    made = [
+    parts = [
         _count(steps[stage], noun)
         for stage, noun in (("export", "export"), ("quantize", "quantization"), ("compile", "compilation"))
         if steps.get(stage)
     ]
-    if not made or not built:
+    if not parts or not built:
         return ""
-    text = ", ".join(made[:-1]) + (" and " if len(made) > 1 else "") + made[-1]
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
     ending = f", which share {_count(len(engines), 'engine file')}" if 0 < len(engines) < len(built) else ""
     return f"{text} served {_count(len(built), 'row')}{ending}."
 
@@ -82,20 +82,20 @@ def bars(model: ReportModel) -> tuple[Bar, ...]:
     labelled = model.labelled
     if labelled is None:
         return ()
-    said = share_text if model.task == "clip" else figure_text
+    text_of = share_text if model.task == "clip" else figure_text
     lines: list[tuple[str, str, str, float]] = []
     if labelled.baseline is not None:
         lines.append((labelled.baseline_name, "without the model", "", labelled.baseline))
     lines.append(("fp32 reference", "PyTorch's weights, as exported", "", labelled.reference))
     groups: dict[tuple[str, str, float], list[str]] = {}
     for row in model.rows:
-        if row.found is not None:
-            groups.setdefault((row.precision, row.evaluated, row.found), []).append(row.sku)
-    for (precision, evaluated, found), skus in groups.items():
+        if row.quality is not None:
+            groups.setdefault((row.precision, row.evaluated, row.quality), []).append(row.sku)
+    for (precision, evaluated, quality), skus in groups.items():
         name = skus[0] if len(skus) == 1 else f"{len(skus)} rows"
-        lines.append((name, evaluated.replace("typed-onnx", "typed ONNX"), precision, found))
+        lines.append((name, evaluated.replace("typed-onnx", "typed ONNX"), precision, quality))
     return tuple(
-        Bar(name=name, note=note, precision=precision, value=value, text=said(value), percent=round(100 * value, 2))
+        Bar(name=name, note=note, precision=precision, value=value, text=text_of(value), percent=round(100 * value, 2))
         for name, note, precision, value in lines
     )
 

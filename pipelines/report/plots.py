@@ -9,18 +9,18 @@ from pipelines.report.style import INK, STYLE, pyplot, svg_uri
 
 if TYPE_CHECKING:
     from pipelines.report.model import ReportRow
-    from pipelines.report.tasks import TaskWords
+    from pipelines.report.tasks import TaskLabels
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers differ as well.
 COLOURS = {"fp32": "#4d5562", "fp16": "#0072b2", "bf16": "#009e73", "fp8": "#cc79a7", "int8": "#d55e00"}
 MARKERS = {"fp32": "s", "fp16": "o", "bf16": "^", "fp8": "D", "int8": "X"}
-LADDER = tuple(COLOURS)
+PRECISIONS = tuple(COLOURS)
 LEAST_LOSS = 1e-7  # figures are recorded to 7 digits: below this, 1 - cosine says nothing
 
 
-def tradeoff(rows: Sequence[ReportRow], words: TaskWords) -> str:
+def tradeoff(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
     """Accuracy lost against throughput of what ran here and against every engine size; "" for nothing."""
-    judged = [row for row in rows if words.loss_of(row) is not None]
+    judged = [row for row in rows if labels.loss_of(row) is not None]
     timed = [row for row in judged if row.speeds]
     sized = [row for row in judged if row.size_bytes]
     panels = [panel for panel in ((timed, "speed"), (sized, "size")) if panel[0]]
@@ -30,12 +30,12 @@ def tradeoff(rows: Sequence[ReportRow], words: TaskWords) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(11.6, 3.9), squeeze=False)
         for axis, (shown, kind) in zip(axes[0], panels, strict=True):
-            _scatter(axis, shown, kind, words)
+            _scatter(axis, shown, kind, labels)
         figure.tight_layout(w_pad=3)
         return svg_uri(figure)
 
 
-def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
+def distribution(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
     """The loss of everything golden on a logarithmic scale, a band for each distinct measurement; "" for nothing."""
     import numpy as np
 
@@ -45,7 +45,7 @@ def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
             series.setdefault(row.losses, []).append(row)
     if not series:
         return ""
-    ordered = sorted(series.items(), key=lambda item: (LADDER.index(item[1][0].precision), item[1][0].evaluated))
+    ordered = sorted(series.items(), key=lambda item: (PRECISIONS.index(item[1][0].precision), item[1][0].evaluated))
     losses = [np.maximum(np.asarray(values), LEAST_LOSS) for values, _ in ordered]
     low, high = np.log10(LEAST_LOSS) - 0.15, max(np.log10(max(loss.max() for loss in losses)) + 0.2, -4)
     bins = np.logspace(low, high, 110)
@@ -63,19 +63,19 @@ def distribution(rows: Sequence[ReportRow], words: TaskWords) -> str:
         axis.set_xscale("log")
         axis.set_xlim(10**low, 10**high)
         axis.set_ylim(-0.1, len(ordered) - 0.05)
-        labels = [_series_label(members) for _, members in reversed(ordered)]
-        axis.set_yticks([place + 0.3 for place in range(len(ordered))], labels)
+        ticks = [_series_label(members) for _, members in reversed(ordered)]
+        axis.set_yticks([place + 0.3 for place in range(len(ordered))], ticks)
         axis.tick_params(axis="y", length=0, colors=INK)
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
-        axis.set_xlabel(f"{words.loss_of_one}, per {words.values}  (left is better; 1e-7 and less are drawn at 1e-7)")
+        axis.set_xlabel(f"{labels.loss_of_one}, per {labels.values}  (left is better; 1e-7 and less are drawn at 1e-7)")
         figure.tight_layout()
         return svg_uri(figure)
 
 
-def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, words: TaskWords) -> None:
+def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, labels: TaskLabels) -> None:
     """Rows at one place are one mark: SKUs that share an engine cannot differ."""
-    marks = _marks(rows, kind, words)
+    marks = _marks(rows, kind, labels)
     for x, loss, members in marks:
         colour = COLOURS[members[0].precision]
         face = colour if any(row.state == "passed" for row in members) else "white"
@@ -86,10 +86,10 @@ def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, words: TaskWords) 
     axis.invert_yaxis()
     widest = max(x for x, _, _ in marks) * 1.55
     axis.set_xlim(0, widest)
-    axis.set_ylabel(f"{words.loss}  (up is better)")
+    axis.set_ylabel(f"{labels.loss}  (up is better)")
     if kind == "speed":
         axis.set_title("What ran on this machine", loc="left", fontsize=10, fontweight="bold")
-        axis.set_xlabel(f"items per second, {words.saturated[rows[0].speeds[-1].tower]}  (right is better)")
+        axis.set_xlabel(f"items per second, {labels.saturated[rows[0].speeds[-1].tower]}  (right is better)")
     else:
         axis.set_title("Everything judged", loc="left", fontsize=10, fontweight="bold")
         axis.set_xlabel("engine size in MB  (left is better)")
@@ -99,14 +99,14 @@ def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, words: TaskWords) 
 Mark = tuple[float, float, list["ReportRow"]]  # x, loss, the rows there
 
 
-def _marks(rows: Sequence[ReportRow], kind: str, words: TaskWords) -> list[Mark]:
+def _marks(rows: Sequence[ReportRow], kind: str, labels: TaskLabels) -> list[Mark]:
     """Marks from the left; rows of one precision whose marks would cover each other share one."""
     placed = [
         (
             row.speeds[-1].items_per_s
             if kind == "speed"
             else (row.size_bytes or 0) / 1e6,  # of pictures, where there are
-            max(words.loss_of(row) or 0.0, LEAST_LOSS),
+            max(labels.loss_of(row) or 0.0, LEAST_LOSS),
             row,
         )
         for row in rows

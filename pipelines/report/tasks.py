@@ -20,7 +20,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskWords:
+class TaskLabels:
     """A task in a report."""
 
     lead: str  # over the table of rows
@@ -87,7 +87,7 @@ _INVARIANCE = Column(
 _COSINE_MEAN = Column(title="Cosine mean", text=lambda row: cosine_text(row.cosine_mean), check="cosine_mean")
 _COSINE_P1 = Column(title="Cosine p1", text=lambda row: cosine_text(row.cosine_p1), check="cosine_p1")
 _NDCG = (
-    Column(title="nDCG @10", text=lambda row: figure_text(row.found)),
+    Column(title="nDCG @10", text=lambda row: figure_text(row.quality)),
     Column(title="nDCG drop", text=lambda row: figure_text(row.drop, 4, True), check="ndcg_drop"),
 )
 
@@ -96,8 +96,8 @@ def _cosine_loss(row: ReportRow) -> float | None:
     return None if row.cosine_mean is None else 1 - row.cosine_mean
 
 
-WORDS: Mapping[str, TaskWords] = {
-    "embed": TaskWords(
+TASK_LABELS: Mapping[str, TaskLabels] = {
+    "embed": TaskLabels(
         lead="Cosine is to the fp32 reference, over all golden texts." + _LEAD,
         columns=(
             _COSINE_MEAN,
@@ -114,7 +114,7 @@ WORDS: Mapping[str, TaskWords] = {
         single={"model": "one query, 20 tokens"},
         judged_by="What retrieval finds",
     ),
-    "rerank": TaskWords(
+    "rerank": TaskLabels(
         lead="Logits are held against those of the fp32 reference, over all golden pairs." + _LEAD,
         columns=(
             Column(title="Kendall τ", text=lambda row: figure_text(row.kendall_tau, 5), check="kendall_tau"),
@@ -131,7 +131,7 @@ WORDS: Mapping[str, TaskWords] = {
         single={"model": "one pair, 20 tokens"},
         judged_by="What ranking finds",
     ),
-    "clip": TaskWords(
+    "clip": TaskLabels(
         lead="Cosine is to the fp32 reference, over all golden texts and pictures; a profile is two engines." + _LEAD,
         columns=(
             _COSINE_MEAN,
@@ -140,7 +140,7 @@ WORDS: Mapping[str, TaskWords] = {
             Column(
                 title="Cosine min, pictures", text=lambda row: cosine_text(row.image_cosine_min), check="cosine_min"
             ),
-            Column(title="Zero-shot top-1", text=lambda row: share_text(row.found)),
+            Column(title="Zero-shot top-1", text=lambda row: share_text(row.quality)),
             Column(title="Top-1 drop", text=lambda row: share_text(row.drop, True), check="top1_drop"),
             _INVARIANCE,
         ),
@@ -157,25 +157,25 @@ WORDS: Mapping[str, TaskWords] = {
 
 def tiles(model: ReportModel) -> tuple[tuple[str, str], ...]:
     """What was judged with: (figure, what it is), at most three."""
-    found = model.labelled
+    labelled = model.labelled
     golden = {
         "embed": "golden texts",
         "rerank": "golden pairs",
         "clip": f"golden texts, and {model.num_golden_pictures} golden pictures",
     }[model.task]
-    shown = [(f"{model.num_golden}", golden)]
-    if found is not None and model.task == "clip":
-        shown.append(
+    parts = [(f"{model.num_golden}", golden)]
+    if labelled is not None and model.task == "clip":
+        parts.append(
             (
-                share_text(found.reference),
-                f"reference zero-shot top-1, {found.num_items} pictures of {found.num_choices} classes",
+                share_text(labelled.reference),
+                f"reference zero-shot top-1, {labelled.num_items} pictures of {labelled.num_choices} classes",
             )
         )
-    elif found is not None:
-        shown.append((figure_text(found.reference), f"reference nDCG@10, {found.num_items} queries"))
-    if found is not None and found.baseline is not None and model.task == "rerank":
-        shown.append((figure_text(found.baseline), "nDCG@10 of BM25, before ranking"))
-    return tuple(shown)
+    elif labelled is not None:
+        parts.append((figure_text(labelled.reference), f"reference nDCG@10, {labelled.num_items} queries"))
+    if labelled is not None and labelled.baseline is not None and model.task == "rerank":
+        parts.append((figure_text(labelled.baseline), "nDCG@10 of BM25, before ranking"))
+    return tuple(parts)
 
 
 def judged_on_set(task: str, labelled: Labelled | None) -> str:

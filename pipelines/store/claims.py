@@ -1,7 +1,7 @@
-"""Who is building what, where several builders share a store: one builds a step, the others wait for what it makes.
+"""Claims on steps, where several builders share a store: one builds a step, the others wait for its record.
 
-A claim never decides what a store holds (`Store.write_record` does: the first complete record of a key stands). It only
-keeps two builders from doing the same work, so a claim whose holder is gone, or shows no life, holds nobody up.
+A claim only keeps two builders from doing the same work. What the store holds is decided by `Store.write_record`: the
+first complete record of a key stands. So nobody waits for a claim whose holder is gone or shows no life.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LIFE_S = 2.0  # a holder touches its claim this often
-LOST_AFTER_S = 30.0  # and is taken for lost when it has not for this long: its host is gone, or it is suspended
+LOST_AFTER_S = 30.0  # a holder that has not touched its claim for this long is lost: suspended, or its host is gone
 
 
 @contextmanager
 def claimed(path: Path, *, poll_s: float = 0.2) -> Iterator[None]:
-    """Hold the claim at `path`. Waits for a holder that lives; goes ahead beside one that does not.
+    """Hold the claim at `path`. Waits while its holder lives; goes ahead beside a holder that is lost.
 
     The kernel frees the claim of a process that was killed. One that was suspended, or whose host was cut off, still
     holds it, but no longer touches the file.
@@ -48,7 +48,7 @@ def claimed(path: Path, *, poll_s: float = 0.2) -> Iterator[None]:
 
 
 def held(path: Path) -> bool:
-    """Whether somebody who lives holds the claim at `path`."""
+    """Whether a builder that lives holds the claim at `path`."""
     try:
         with path.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -66,7 +66,7 @@ def _touch(path: Path, ended: threading.Event) -> None:
 
 @contextmanager
 def quiet(*, exclusive: bool) -> Iterator[None]:
-    """Have this host to oneself, to measure time; or share it with others that do not measure."""
+    """Hold this host: alone, to measure time; or together with others that do not measure."""
     path = Path(tempfile.gettempdir()) / f"enginery-{os.getuid()}.quiet"
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)

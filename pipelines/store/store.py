@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store:
-    """A folder of blobs and records. Several readers, and one builder, or several that claim their steps (`locked`)."""
+    """A folder of blobs and records. Builders hold it alone, or together if they claim their steps (`locked`)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -83,15 +83,15 @@ class Store:
             return self.put(folder / "bytes")
 
     def verified(self, blob: Blob) -> Path:
-        """The path of a blob whose bytes were hashed just now. A damaged one is set aside, to be built again."""
+        """The path of a blob, after its bytes were hashed. A damaged blob is set aside, so that it is built again."""
         path = self.path(blob.digest)
         if not path.exists():
             raise StoreError(f"{path} is missing; run the build again to make it anew")
-        found = file_digest(path)
-        if found != blob.digest:
+        digest = file_digest(path)
+        if digest != blob.digest:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
-            raise StoreError(f"{path} holds {found}: moved to {aside.name}; run the build again to make it anew")
+            raise StoreError(f"{path} holds {digest}: moved to {aside.name}; run the build again to make it anew")
         return path
 
     @contextmanager
@@ -123,9 +123,9 @@ class Store:
         return [record for record in records if record is not None]
 
     def write_record(self, record: Record) -> Record:
-        """Record what a step made, and return what stands: the first complete record of a key is never replaced.
+        """Write a record and return the one that stands: the first complete record of a key is never replaced.
 
-        A builder that was taken for lost and finishes after all thus gets what was made in its place.
+        So a builder that was taken for lost and finishes after all gets the record that another builder wrote.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "records.lock").open("a") as file:
@@ -156,7 +156,7 @@ class Store:
             write_atomically(self._generations / stage / subject, str(generation).encode())
 
     def point(self, record: Record) -> None:
-        """Make this the latest record of its subject: what `plan` compares with to say why a step is stale."""
+        """Make this the latest record of its subject. `plan` compares with it to say why a step is stale."""
         pointer = self._latest / record.stage / record.subject
         if not pointer.exists() or pointer.read_text() != record.key:
             write_atomically(pointer, record.key.encode())
@@ -178,9 +178,10 @@ class Store:
 
     @contextmanager
     def locked(self, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-        """Hold the store for one builder; wait for it, or refuse. The kernel frees the lock when the process dies.
+        """Hold the store for one builder. The kernel frees the lock when the process dies.
 
-        shared: beside other builders that hold it so, and that claim each step (pipelines.store.claims).
+        wait: wait for another builder; else raise StoreError. shared: hold it together with other builders that do so
+        and claim each step (pipelines.store.claims).
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as file:

@@ -20,9 +20,8 @@ from pipelines.build.project import Project
 from pipelines.build.result import BuildResult
 from pipelines.dagster.lineage import lineage, runtime_sources
 from pipelines.image.runtime import CONTAINERS
-from pipelines.plan import layout as steps_module
+from pipelines.plan import code
 from pipelines.plan.staleness import states
-from pipelines.stage import VERSIONS
 from tests.support.fleets import new_release
 
 pytestmark = pytest.mark.slow
@@ -200,10 +199,16 @@ def test_a_new_openvino_recompiles_its_engines_and_measures_all_again(
     assert plant.stale() == plant.steps("compile/*openvino*", "measure/*", "judge/*")
 
 
-def test_a_new_version_of_a_stage_reruns_that_stage_and_what_takes_from_it(
+def other_code(monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    """As after an upgrade that changed this package."""
+    known = code.digest
+    monkeypatch.setattr(code, "digest", lambda part: "sha256:other" if part == changed else known(part))
+
+
+def test_other_code_of_a_stage_reruns_that_stage_and_what_takes_from_it(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(VERSIONS, "quantize", VERSIONS["quantize"] + 1)
+    other_code(monkeypatch, "pipelines/quantize")
     fp16 = ("quantize/*", "compile/*__fp16__*", "measure/*__fp16__*", "judge/*__fp16__*")
     assert plant.stale() == plant.steps(*fp16)
 
@@ -211,8 +216,13 @@ def test_a_new_version_of_a_stage_reruns_that_stage_and_what_takes_from_it(
 def test_other_judging_code_measures_and_judges_again_and_builds_nothing(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps_module, "serving_code", lambda *_: "sha256:other")
+    other_code(monkeypatch, "serving/backends")
     assert plant.stale() == plant.steps("measure/*", "judge/*")
+
+
+def test_another_gate_judges_again_and_measures_nothing(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_code(monkeypatch, "pipelines/gate")
+    assert plant.stale() == plant.steps("judge/*")
 
 
 def test_another_base_image_makes_the_images_due_and_no_step(plant: Plant, tmp_path: Path) -> None:

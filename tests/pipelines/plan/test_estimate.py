@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
 def step(name: str, *needs: str, exclusive: bool = False, **params: Any) -> Step:
     stage, _, subject = name.partition("/")
     inputs = {need: Ref(step=need, output="x") for need in needs}
-    return Step(stage=stage, subject=subject, params=params, inputs=inputs, toolchain={}, exclusive=exclusive)
+    return Step(stage=stage, subject=subject, params=params, inputs=inputs, toolchain={}, code={}, exclusive=exclusive)
 
 
 def graph_of(*steps: Step) -> Graph:

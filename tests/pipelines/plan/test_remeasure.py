@@ -88,7 +88,10 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
 
 
 def test_who_measures_late_cannot_bring_the_generation_before_back(tmp_path: Path) -> None:
-    store, step = Store(tmp_path), Step(stage="measure", subject="s", params={"row": 1}, inputs={}, toolchain={})
+    store, step = (
+        Store(tmp_path),
+        Step(stage="measure", subject="s", params={"row": 1}, inputs={}, toolchain={}, code={}),
+    )
     busy = prepare(step, {}, store)
     first = store.write_record(record("busy", busy, store))
     store.force("measure", "s")

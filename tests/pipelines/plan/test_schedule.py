@@ -9,7 +9,7 @@ from pipelines.plan.schedule import Schedule
 def step(name: str, *needs: str, exclusive: bool = False) -> Step:
     stage, _, subject = name.partition("/")
     inputs = {need: Ref(step=need, output="x") for need in needs}
-    return Step(stage=stage, subject=subject, params={}, inputs=inputs, toolchain={}, exclusive=exclusive)
+    return Step(stage=stage, subject=subject, params={}, inputs=inputs, toolchain={}, code={}, exclusive=exclusive)
 
 
 def schedule_of(*steps: Step, jobs: int) -> Schedule:

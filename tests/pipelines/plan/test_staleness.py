@@ -180,7 +180,7 @@ def test_a_step_whose_outputs_are_gone_says_so(demo_graph: Graph, tmp_path: Path
 
 
 def test_a_step_that_takes_nothing_is_known_by_its_parameters(tmp_path: Path) -> None:
-    step = Step(stage="texts", subject="s", params={"a": 1}, inputs={}, toolchain={})
+    step = Step(stage="texts", subject="s", params={"a": 1}, inputs={}, toolchain={}, code={})
     assert state_of(step, Store(tmp_path), lambda _: None).reasons[0].cause is Cause.NEVER_BUILT
     assert Ref(step=step.id, output="x").step == "texts/s"
 

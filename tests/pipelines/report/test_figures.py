@@ -11,7 +11,7 @@ from pipelines.matrix import load as matrices
 from pipelines.matrix.values import Row
 from pipelines.report import figures
 from pipelines.report.figures import gallery, labelled, losses
-from pipelines.report.model import Picture, ReportRow, Speed, State
+from pipelines.report.model import Picture, ReportRow, RowState, Speed
 
 DEMO = Path(__file__).parents[3] / "sku_matrix.yaml"
 CLIP_DEMO = Path(__file__).parents[3] / "examples" / "clip" / "matrix.yaml"
@@ -77,7 +77,7 @@ def test_each_engine_of_a_row_has_baselines_of_its_own(clip_rows: list[Row]) -> 
 
 
 def test_the_gallery_is_what_the_narrowest_engine_of_this_machine_sees() -> None:
-    def judged(name: str, precision: str, evaluated: str, state: State = "passed") -> ReportRow:
+    def judged(name: str, precision: str, evaluated: str, state: RowState = "passed") -> ReportRow:
         return ReportRow(row=name, sku=name, hardware="", precision=precision, tp=1, state=state, evaluated=evaluated)
 
     rows = [

@@ -51,7 +51,7 @@ def row(sku: str, precision: str, **changed: object) -> ReportRow:
         cosine_p1=0.9999,
         cosine_min=0.999,
         losses=(0.001, 0.0),
-        found=0.66,
+        quality=0.66,
         drop=-0.0004,
         batch_invariance=0.9999999,
         checks=(PASSED,),
@@ -237,7 +237,7 @@ def of_reranker(model: ReportModel) -> ReportModel:
         "score_error_mean": 0.0021,
         "score_error_max": 0.0173,
         "batch_invariance": 0.0004,
-        "found": 0.7312,
+        "quality": 0.7312,
     }
     labelled = Labelled(
         name="stdlib-docstrings",
@@ -256,7 +256,7 @@ def of_clip(model: ReportModel) -> ReportModel:
         Speed(tower="text", items_per_s=4000.0, latency_s=0.0003, throughput_ratio=1.7),
         Speed(tower="image", items_per_s=620.0, latency_s=0.002, throughput_ratio=2.1),
     )
-    seen = {"text_cosine_min": 0.9987, "image_cosine_min": 0.9912, "found": 0.9481, "drop": 0.0019}
+    seen = {"text_cosine_min": 0.9987, "image_cosine_min": 0.9912, "quality": 0.9481, "drop": 0.0019}
     rows = tuple(
         each if each.state == "skipped" else replace(each, **seen, speeds=speeds if each.speeds else ())
         for each in model.rows
