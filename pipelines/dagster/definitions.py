@@ -18,8 +18,8 @@ from pipelines.dagster.source_assets import source_assets
 
 def build_defs(factory: Factory) -> dg.Definitions:
     """Everything of one matrix. A stage is a process of its own, so that a run needs no other executor."""
-    plan = factory.plan()
-    partitions = Partitions(plan.graph, plan.lineages)
+    current = factory.plan()
+    partitions = Partitions(current.plan.graph, current.lineages)
     return dg.Definitions(
         assets=[*source_assets(partitions.of), *factory_assets(partitions)],
         resources={"factory": factory},

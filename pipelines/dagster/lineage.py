@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pipelines.image.runtime import CONTAINERS
 from pipelines.plan.code import digest
 from pipelines.plan.graph import Graph, RowPlan, Step
-from pipelines.plan.staleness import REVISION, Cause, Staleness
+from pipelines.plan.staleness import REVISION, Cause, Plan
 from pipelines.store.files import file_digest, key_of
 
 MODEL_REVISION, TOOLCHAIN, SETTINGS = "model_revision", "toolchain", "settings"  # the source assets
@@ -155,8 +155,7 @@ def origins(lineages: Mapping[AssetPartition, Lineage], source: str) -> dict[Ass
 
 
 def stale_partitions(
-    graph: Graph,
-    staleness: Mapping[str, Staleness],
+    plan: Plan,
     lineages: Mapping[AssetPartition, Lineage],
     unpublished: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[AssetPartition, Stale]:
@@ -165,9 +164,9 @@ def stale_partitions(
     unpublished: why a model's release is not what was published last (pipelines.publish.last_published).
     """
     of_step: dict[str, dict[str, Cause]] = {"": {}}
-    for step in graph.steps.values():
+    for step in plan.graph.steps.values():
         of_step[step.id] = {words: cause for ref in step.inputs.values() for words, cause in of_step[ref.step].items()}
-        of_step[step.id] |= {f"{step.id}: {reason.words}": reason.cause for reason in staleness[step.id].own}
+        of_step[step.id] |= {f"{step.id}: {reason.words}": reason.cause for reason in plan.states[step.id].own}
     stale: dict[AssetPartition, Stale] = {}
     for partition, entry in lineages.items():
         reasons = dict(of_step[entry.step])

@@ -20,8 +20,8 @@ from pipelines.dagster.lineage import AssetPartition, Lineage, Stale, lineage, s
 from pipelines.dagster.placement import WORKER_SKUS, refusal
 from pipelines.errors import EngineryError
 from pipelines.plan import workers
-from pipelines.plan.graph import Graph, Ref, RowPlan
-from pipelines.plan.staleness import Plan, Staleness, not_here
+from pipelines.plan.graph import Ref, RowPlan
+from pipelines.plan.staleness import Plan, not_here
 from pipelines.publish import last_published
 from pipelines.publish.last_published import MODEL, NO_DESTINATION, Destination
 from pipelines.publish.to_bucket import Result
@@ -39,17 +39,9 @@ class FactoryPlan:
     project: Project
     plan: Plan
 
-    @property
-    def graph(self) -> Graph:
-        return self.plan.graph
-
-    @property
-    def staleness(self) -> Mapping[str, Staleness]:
-        return self.plan.states
-
     @cached_property
     def lineages(self) -> Mapping[AssetPartition, Lineage]:
-        return lineage(self.graph)
+        return lineage(self.plan.graph)
 
 
 class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -88,13 +80,14 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
         project = self.project()
         return FactoryPlan(project=project, plan=project.plan([f"{model}__*"] if model is not None else []))
 
-    def stale(self, plan: FactoryPlan) -> dict[AssetPartition, Stale]:
-        """Every partition that is to be built; a publication only where there is a destination."""
+    def stale(self, current: FactoryPlan) -> dict[AssetPartition, Stale]:
+        """Every partition that is to be built; where there is a destination, also what is not published there."""
         unpublished: Mapping[str, str] = {}
         if self.destination is not None:
-            models = [model.name for model in plan.graph.models]
-            unpublished = last_published.unpublished(plan.project.dist, self.destination, plan.project.store, models)
-        return stale_partitions(plan.graph, plan.staleness, plan.lineages, unpublished)
+            dist, store = current.project.dist, current.project.store
+            models = [model.name for model in current.plan.graph.models]
+            unpublished = last_published.unpublished(dist, self.destination, store, models)
+        return stale_partitions(current.plan, current.lineages, unpublished)
 
     def build_step(self, context: dg.AssetExecutionContext, step: str) -> Record:
         """Bring a step of the run's model, and what it takes from, up to date."""
@@ -107,24 +100,24 @@ class Factory(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises Failure if this is a worker, and not one for this row.
         """
         with self.as_failure(context):
-            plan = self.plan(model_of(context))
-            row = next(row for row in plan.graph.rows if row.row.name == context.partition_key)
-            machine, store = workers.this_machine(), plan.project.store
+            current = self.plan(model_of(context))
+            row = next(row for row in current.plan.graph.rows if row.row.name == context.partition_key)
+            machine, store = workers.this_machine(), current.project.store
             if (reason := refusal(row.row, machine, os.environ)) is not None:
                 raise dg.Failure(description=reason, allow_retries=False)
             if WORKER_SKUS in os.environ:  # a pod is a worker for one run, and a queue's worker may have been upgraded
                 workers.register(store, workers.spec_here(machine, os.environ[WORKER_SKUS].split(",")))
-            elsewhere = not_here(row, plan.staleness)
+            elsewhere = not_here(row, current.plan.states)
             ref = output(row)
             if elsewhere is not None or ref is None:
                 context.log.warning("%s is skipped: %s", row.row.name, elsewhere)
                 return None
-            return self._build(context, plan, ref.step)
+            return self._build(context, current, ref.step)
 
-    def _build(self, context: dg.AssetExecutionContext, plan: FactoryPlan, step: str) -> Record:
-        store = plan.project.store
+    def _build(self, context: dg.AssetExecutionContext, current: FactoryPlan, step: str) -> Record:
+        store = current.project.store
         with store.locked(wait=True, shared=True):
-            results = run(plan.graph.closure([step]), store, jobs=self.jobs, shared=True)
+            results = run(current.plan.graph.closure([step]), store, jobs=self.jobs, shared=True)
         for result in results.values():
             if result.record is not None:
                 context.log.info("%s %s", "reused" if result.reused else "built", result.step.id)

@@ -39,17 +39,17 @@ def rebuild_sensor(name: str, source: str, description: str) -> dg.SensorDefinit
     )
     def evaluate(context: dg.SensorEvaluationContext, factory: Factory) -> dg.RunRequest | dg.SkipReason:
         try:
-            plan = factory.plan()
-            changed = observe(context.instance, plan.lineages)
-            stale = factory.stale(plan)
+            current = factory.plan()
+            changed = observe(context.instance, current.lineages)
+            stale = factory.stale(current)
         except EngineryError as error:
             return dg.SkipReason(str(error))
         for partition, (before, now) in changed.items():
             context.log.info("%s of %s: %s -> %s", partition.asset, partition.key, before, now)
-        versions, seen = source_versions(plan.lineages)[source], seen_versions(context.cursor)
+        versions, seen = source_versions(current.lineages)[source], seen_versions(context.cursor)
         new = {key for key, version in versions.items() if seen.get(key) != version}
         rebuilt = rebuilt_without_a_hand(stale, source, publishes=factory.destination is not None)
-        comes_from = origins(plan.lineages, source)
+        comes_from = origins(current.lineages, source)
         launched = {partition: why for partition, why in rebuilt.items() if comes_from[partition] & new}
         if unknown := [str(partition) for partition in launched if not is_defined(context.repository_def, partition)]:
             return dg.SkipReason(f"{', '.join(sorted(unknown))}: new in the matrix; reload the definitions")

@@ -133,7 +133,7 @@ class Fleet:
 def stale(project: Project) -> dict[AssetPartition, Stale]:
     """Every partition that is to be built, as the plan says it."""
     plan = project.plan()
-    return stale_partitions(plan.graph, plan.states, lineage(plan.graph))
+    return stale_partitions(plan, lineage(plan.graph))
 
 
 def new_release(folder: Path, distribution: str, version: str) -> Path:

@@ -98,8 +98,10 @@ def test_a_row_materialises_with_its_check_and_a_row_for_another_worker_is_skipp
     factory = Factory(
         matrix=str(tmp_path / "matrix.yaml"), store=str(tmp_path / "store"), dist=str(tmp_path / "dist"), jobs=1
     )
-    plan = factory.plan()
-    by_name = {asset.key.to_user_string(): asset for asset in factory_assets(Partitions(plan.graph, plan.lineages))}
+    current = factory.plan()
+    by_name = {
+        asset.key.to_user_string(): asset for asset in factory_assets(Partitions(current.plan.graph, current.lineages))
+    }
 
     def materialize(names: list[str], partition: str) -> dg.ExecuteInProcessResult:
         chosen = [by_name[name] for name in names]
@@ -139,7 +141,7 @@ def test_images_are_of_the_manifest_that_was_packaged_and_fetch_from_the_reposit
         calls.append({"manifest": (folder / "model_manifest.yaml").read_bytes(), **settings})
         return ()
 
-    monkeypatch.setattr("pipelines.build.build_matrix.image.build_images", build_images)
+    monkeypatch.setattr("pipelines.image.build.build_images", build_images)
     before = (fleet.folder / "dist" / "tiny" / "model_manifest.yaml").read_bytes()
     fleet.edit("{min_realized_precision: 0.1}", "{min_realized_precision: 0.2}")  # the store has no such verdict yet
     fleet.materialize(instance, ("image", "tiny"))

@@ -17,7 +17,7 @@ from pipelines.plan import remeasure
 from pipelines.plan.cache_key import Prepared, prepare
 from pipelines.plan.graph import Graph, Step
 from pipelines.plan.layout import graph
-from pipelines.plan.staleness import FORCED, Cause, states
+from pipelines.plan.staleness import FORCED, Cause, plan, states
 from pipelines.store.store import Record, Store
 from tests.support.fleets import CPU, H100, L40S, Fleet
 from tests.support.plans import WORKER, built, stale, words
@@ -76,7 +76,7 @@ def test_what_was_asked_for_is_due_for_that_reason_until_it_is_made(planned: Gra
     store.force("measure", STEP.removeprefix("measure/"))
     store.force("measure", STEP.removeprefix("measure/"))  # forced twice before it ran: it runs once
     assert states(planned, store)[STEP].reasons == (FORCED,)
-    due = stale_partitions(planned, states(planned, store), lineage(planned))
+    due = stale_partitions(plan(planned, store), lineage(planned))
     assert {partition: why.causes for partition, why in due.items()} == {
         ("verdict", CPU): {Cause.FORCED},
         ("manifest", "tiny"): {Cause.FORCED},

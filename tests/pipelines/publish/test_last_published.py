@@ -120,10 +120,10 @@ def test_a_model_without_images_is_published_from_its_manifest(fleet: Fleet) -> 
     with_images = fleet.factory.plan().lineages
     assert with_images[publication].upstream == (("image", "tiny"),)
     fleet.edit("runtimes: [rtx, cpu]", "runtimes: []")
-    plan = fleet.factory.plan()
-    assert with_images.keys() - plan.lineages.keys() == {("image", "tiny")}
-    assert plan.lineages[publication].upstream == (("manifest", "tiny"),)
-    partitions = Partitions(plan.graph, plan.lineages)
+    current = fleet.factory.plan()
+    assert with_images.keys() - current.lineages.keys() == {("image", "tiny")}
+    assert current.lineages[publication].upstream == (("manifest", "tiny"),)
+    partitions = Partitions(current.plan.graph, current.lineages)
     assert partitions.of["image"].get_partition_keys() == []
     (to_manifest,) = (dep for dep in partitions.deps("publication") if dep.asset_key == dg.AssetKey("manifest"))
     assert isinstance(to_manifest.partition_mapping, dg.IdentityPartitionMapping)
