@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     import uvloop
 
     from serving.api.state import Limits, Service
-    from serving.http import listen
+    from serving.http.listen import bind
+    from serving.http.server import serve
     from serving.watch.metrics import Metrics
 
     def load(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     tracing = None
     try:
         tracing = _tracing(found)
-        running = listen.serve(listen.bind(found.host, found.port), load, limits, tls=_tls(found), tracing=tracing)
+        running = serve(bind(found.host, found.port), load, limits, tls=_tls(found), tracing=tracing)
         code: int = uvloop.run(running)
     except ServingError as error:
         log.error("%s", error)

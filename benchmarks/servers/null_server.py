@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from serving.api.state import Limits, Service
 from serving.backends.base import Inputs, LoadOptions
 from serving.contract.profile import Precision
-from serving.http import listen
+from serving.http.listen import bind
+from serving.http.server import serve
 from serving.settings.settings import load
 from serving.start import boot, service
 from serving.tasks.base import Spec
@@ -67,7 +68,7 @@ def main(rootfs: Path, port: int) -> int:
     def start(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
         return boot.start(settings, metrics, say)
 
-    code: int = uvloop.run(listen.serve(listen.bind("127.0.0.1", port), start, Limits()))
+    code: int = uvloop.run(serve(bind("127.0.0.1", port), start, Limits()))
     return code
 
 

@@ -7,15 +7,15 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from serving.contract import strict_yaml
+from serving.contract.form import Form
 from serving.contract.profile import Profile, ProfileFile
 from serving.errors import ManifestError
 
@@ -28,8 +28,6 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # NVIDIA's own are 64 hex
 _TAG = re.compile(r"[A-Za-z0-9_.-]+")  # a ':' or '|' here would let two sets of tags share one id
 _SIZE = re.compile(r"0|[1-9][0-9]{0,14}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_NOT_PLAIN = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))  # YAML 1.1 reads these as no text
 NO_SIZE = -1  # NVIDIA's manifests give none; ours always do
 
 
@@ -80,7 +78,7 @@ def read(path: Path) -> Manifest:
 
 def load(data: bytes | str, *, source: str = SOURCE) -> Manifest:
     """Parse a manifest; raises ManifestError that lists everything wrong with it."""
-    form = _Form()
+    form = Form()
     top = form.mapping(
         strict_yaml.load(data, source),
         "",
@@ -89,11 +87,11 @@ def load(data: bytes | str, *, source: str = SOURCE) -> Manifest:
     version = form.text(top, "schema_version", "", default=None)
     if version and version not in _VERSIONS:
         form.problems.append(f"schema_version: {version!r} is not supported; this server reads {SCHEMA_VERSION!r}")
-    listed = top.get("profiles", [])
-    if not isinstance(listed, list) or not listed:
+    nodes = top.get("profiles", [])
+    if not isinstance(nodes, list) or not nodes:
         form.problems.append("profiles: is not a list with at least one profile")
-        listed = []
-    profiles = tuple(_profile(form, node, f"profiles[{i}]") for i, node in enumerate(listed))
+        nodes = []
+    profiles = tuple(_profile(form, node, f"profiles[{i}]") for i, node in enumerate(nodes))
     for what, values in (("id", [p.id for p in profiles]), ("name", [p.name for p in profiles])):
         form.problems += [
             f"profiles: the {what} {v!r} is given {n} times" for v, n in Counter(values).items() if v and n > 1
@@ -128,7 +126,7 @@ def dump(manifest: Manifest) -> bytes:
         "release": manifest.release,
         "profiles": [_tree(profile) for profile in profiles],
     }
-    data = ("\n".join(_lines(tree)) + "\n").encode()
+    data = strict_yaml.dump(tree)
     load(data)
     return data
 
@@ -148,28 +146,7 @@ def _tree(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _lines(tree: Mapping[str, Any]) -> Iterable[str]:
-    """Block YAML in one spelling. PyYAML's own emitter folds long lines and would quote the keys as well."""
-    for key, value in tree.items():
-        name = key if _PLAIN_KEY.fullmatch(key) and key.lower() not in _NOT_PLAIN else _quoted(key)
-        if isinstance(value, str):
-            yield f"{name}: {_quoted(value)}"
-        elif isinstance(value, dict):
-            yield f"{name}:" if value else f"{name}: {{}}"
-            yield from (f"  {line}" for line in _lines(value))
-        else:
-            yield f"{name}:" if value else f"{name}: []"
-            for item in value:
-                first, *rest = _lines(item)
-                yield f"- {first}"
-                yield from (f"  {line}" for line in rest)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _profile(form: _Form, node: object, at: str) -> Profile:
+def _profile(form: Form, node: object, at: str) -> Profile:
     before = len(form.problems)
     fields = form.mapping(node, at, {"id", "name", "digest", "tags", "proof", "workspace"})
     identity = form.text(fields, "id", at, pattern=_ID, form="an id such as 64 hex digits")
@@ -204,7 +181,7 @@ def _profile(form: _Form, node: object, at: str) -> Profile:
     return profile
 
 
-def _file(form: _Form, path: str, node: object, at: str) -> ProfileFile:
+def _file(form: Form, path: str, node: object, at: str) -> ProfileFile:
     fields = form.mapping(node, at, {"uri", "checksum", "size_bytes"})
     uri = form.text(fields, "uri", at)
     form.problems += [f"{at}: {wrong}" for wrong in _unsafe(path)]
@@ -230,45 +207,8 @@ def _unsafe(path: str) -> list[str]:
     return [f"{path!r} {why}" for why, broken in rules.items() if broken]
 
 
-def _cosine(form: _Form, text: str, at: str) -> float:
+def _cosine(form: Form, text: str, at: str) -> float:
     value = float(text) if re.fullmatch(r"[0-9]\.[0-9]{1,17}", text) else -1.0
     if not 0 < value <= 1:
         form.problems.append(f"{at}.proof.min_cosine: {text!r} is not a decimal such as '0.98', above 0 and at most 1")
     return value
-
-
-class _Form:
-    """Reads typed values out of a tree and collects every problem with its place."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def mapping(self, node: object, at: str, known: set[str] | None = None) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            self.problems.append(f"{at or 'the file'}: {'is missing' if node is None else 'is not a mapping'}")
-            return {}
-        for key in sorted(set(node) - known) if known else ():
-            near = get_close_matches(key, known or (), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known or ()))}"
-            self.problems.append(f"{f'{at}.' if at else ''}{key}: is not a key of this format{hint}")
-        return node
-
-    def text(
-        self,
-        fields: Mapping[str, Any],
-        key: str,
-        at: str,
-        *,
-        default: str | None = None,
-        pattern: re.Pattern[str] | None = None,
-        form: str = "",
-    ) -> str:
-        value = fields.get(key, default)
-        place = f"{at}.{key}" if at else key
-        if value is None:
-            self.problems.append(f"{place}: is missing")
-        elif not isinstance(value, str) or not value.isprintable():
-            self.problems.append(f"{place}: is not one line of text")
-        elif pattern and key in fields and not pattern.fullmatch(value):
-            self.problems.append(f"{place}: {value!r} is not {form}")
-        return value if isinstance(value, str) else ""

@@ -1,7 +1,9 @@
-"""Read YAML in which every scalar is text: no aliases, tags, repeated keys or unbounded nesting. Knows no schema."""
+"""YAML in which every scalar is text: no aliases, tags, repeated keys or unbounded nesting. Knows no schema."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -13,6 +15,8 @@ Tree = str | list[Any] | dict[str, Any]  # of Trees
 MAX_BYTES = 1024 * 1024  # the NIM operator keeps a manifest in a ConfigMap, which holds no more
 MAX_DEPTH = 32
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})  # plain scalars that YAML reads as null
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_NOT_PLAIN = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))  # YAML 1.1 reads these as no text
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster; both give the same events
 
 
@@ -34,6 +38,34 @@ def load(data: bytes | str, source: str) -> Tree:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise ManifestError(source, [f"{where}not YAML: {getattr(error, 'problem', None) or error}"]) from None
+
+
+def dump(tree: Mapping[str, Any]) -> bytes:
+    """Block YAML in one spelling, every value a quoted string; the tree is of dicts, of lists of dicts, and of strings.
+
+    PyYAML's own emitter folds long lines and would quote the keys as well.
+    """
+    return ("\n".join(_lines(tree)) + "\n").encode()
+
+
+def _lines(tree: Mapping[str, Any]) -> Iterable[str]:
+    for key, value in tree.items():
+        name = key if _PLAIN_KEY.fullmatch(key) and key.lower() not in _NOT_PLAIN else _quoted(key)
+        if isinstance(value, str):
+            yield f"{name}: {_quoted(value)}"
+        elif isinstance(value, dict):
+            yield f"{name}:" if value else f"{name}: {{}}"
+            yield from (f"  {line}" for line in _lines(value))
+        else:
+            yield f"{name}:" if value else f"{name}: []"
+            for item in value:
+                first, *rest = _lines(item)
+                yield f"- {first}"
+                yield from (f"  {line}" for line in rest)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _build(text: str, source: str) -> Tree:

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
 
 from serving.contract.profile import Precision
 from serving.errors import SettingsError
 from serving.settings import table
+from serving.settings.reader import AUTOMATIC, Reader
 
-AUTOMATIC = frozenset({"", "auto", "default"})  # what people write where they mean "choose for me"
-LOG_LEVELS = {  # NIM's name -> the logging module's
-    "DEFAULT": "INFO",
-    "TRACE": "DEBUG",
-    "DEBUG": "DEBUG",
-    "INFO": "INFO",
-    "WARNING": "WARNING",
-    "ERROR": "ERROR",
-    "CRITICAL": "CRITICAL",
-}
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
-SslMode = Literal["DISABLED", "TLS", "MTLS"]
-BODY_NAMES = ("NIM_MAX_BODY_BYTES", "NIM_SERVER_HTTP_BODY_LIMIT_BYTES")
 PORT_NAMES = ("NIM_HTTP_API_PORT", "NIM_SERVER_PORT")
 PerformanceMode = Literal["balanced", "latency", "throughput"]
 TracesExporter = Literal["otlp", "console", "none"]
+SslMode = Literal["DISABLED", "TLS", "MTLS"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +69,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     """Settings from an environment; raises SettingsError with every bad value at once."""
     default = Settings()
     notes, refused = table.judge(environ)
-    read = _Reader(environ, refused)
+    read = Reader(environ, refused)
     root = Path(read.text("ENGINERY_ROOT") or default.root)
     wanted = read.text("NIM_MODEL_PROFILE", "NIM_MANIFEST_PROFILE")
     settings = Settings(
@@ -113,7 +99,9 @@ def load(environ: Mapping[str, str]) -> Settings:
         ),
         max_queue_size=read.integer(default.max_queue_size, 1, 1_000_000, "NIM_MAX_QUEUE_SIZE"),
         request_timeout_s=read.seconds(default.request_timeout_s, "NIM_REQUEST_TIMEOUT_S"),
-        max_body_bytes=read.integer(default.max_body_bytes, 1024, 2**31, *BODY_NAMES),
+        max_body_bytes=read.integer(
+            default.max_body_bytes, 1024, 2**31, "NIM_MAX_BODY_BYTES", "NIM_SERVER_HTTP_BODY_LIMIT_BYTES"
+        ),
         max_inputs=read.integer(default.max_inputs, 1, 1_000_000, "NIM_MAX_INPUTS"),
         max_batch_size=read.integer(0, 0, 65536, "NIM_TRITON_MAX_BATCH_SIZE", "NIM_PIPELINE_MAX_BATCH_SIZE"),
         otel=read.flag("NIM_ENABLE_OTEL"),
@@ -124,118 +112,40 @@ def load(environ: Mapping[str, str]) -> Settings:
         ),
         notes=notes,
     )
-    settings = replace(settings, **read.bind_address(settings), **read.tls())
+    settings = replace(settings, **_bind_address(read, settings), **_tls(read))
     if read.problems:
         raise SettingsError("environment", read.problems)
     return settings
 
 
-class _Reader:
-    """Reads variables and collects what is wrong with them. An unset or blank variable means the default."""
+def _bind_address(read: Reader, settings: Settings) -> dict[str, Any]:
+    """host and port of NIM_SERVER_BIND_ADDR "0.0.0.0:8000", which must not contradict the variables for each."""
+    value = read.text("NIM_SERVER_BIND_ADDR")
+    if not value:
+        return {}
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535):
+        read.problems.append(f"NIM_SERVER_BIND_ADDR={value!r} is not ADDRESS:PORT, as in 0.0.0.0:8000")
+        return {}
+    given = {"host": host.strip("[]"), "port": int(port)}
+    for key, names in (("host", ("NIM_SERVER_HOST",)), ("port", PORT_NAMES)):
+        if read.text(*names) and getattr(settings, key) != given[key]:
+            read.problems.append(f"NIM_SERVER_BIND_ADDR={value!r} and {' or '.join(names)} disagree; set one of them")
+    return given
 
-    def __init__(self, environ: Mapping[str, str], problems: Iterable[str] = ()) -> None:
-        self.environ = environ
-        self.problems = list(problems)
 
-    def _named(self, names: tuple[str, ...]) -> tuple[str, str]:
-        given = {name: value for name in names if (value := self.environ.get(name, "").strip())}
-        if len(set(given.values())) > 1:
-            said = " and ".join(f"{name}={value!r}" for name, value in given.items())
-            self.problems.append(f"{said} mean the same thing and disagree; set one of them")
-        return next(iter(given.items()), (names[0], ""))
-
-    def text(self, *names: str) -> str:
-        return self._named(names)[1]
-
-    def flag(self, *names: str) -> bool:
-        name, value = self._named(names)
-        if value and value.lower() not in _TRUE | _FALSE:
-            self.problems.append(f"{name}={value!r} is neither yes nor no; use 1 or 0")
-        return value.lower() in _TRUE
-
-    def integer(self, default: int, low: int, high: int, *names: str) -> int:
-        name, value = self._named(names)
-        if not value:
-            return default
-        # isdecimal alone would let int() read other scripts' digits.
-        if not (value.isascii() and value.isdecimal()) or len(value) > 12 or not low <= int(value) <= high:
-            self.problems.append(
-                f"{name}={value!r} is not a whole number from {low} to {high}; the default is {default}"
-            )
-            return default
-        return int(value)
-
-    def seconds(self, default: float, name: str) -> float:
-        value = self.text(name)
-        try:
-            number = float(value) if value else default
-        except ValueError:
-            number = float("nan")
-        if not (isfinite(number) and number > 0):
-            self.problems.append(f"{name}={value!r} is not a number of seconds above 0; the default is {default:g}")
-            return default
-        return number
-
-    def log_level(self, name: str) -> str:
-        value = self.text(name).upper() or "DEFAULT"
-        if value not in LOG_LEVELS:
-            self.problems.append(f"{name}={value!r} is no log level; use one of {', '.join(LOG_LEVELS)}")
-        return LOG_LEVELS.get(value, "INFO")
-
-    def uri(self, name: str) -> str | None:
-        value = self.text(name)
-        if value and "://" not in value:
-            self.problems.append(f"{name}={value!r} is no URI; write file:///path for a folder")
-        elif value and "@" in urlsplit(value).netloc:  # it is shown in /v1/metadata and in logs
-            self.problems.append(f"{name} holds a login, which would be shown; use ENGINERY_REPOSITORY_TOKEN or AWS_*")
-        return value or None
-
-    def word(self, default: str, words: tuple[str, ...], *names: str) -> str:
-        """One of some words, in any case."""
-        name, value = self._named(names)
-        found = {word.lower(): word for word in words}.get(value.lower() or default.lower())
-        if found is None:
-            self.problems.append(f"{name}={value!r} is not one of {', '.join(words)}")
-        return found or default
-
-    def precision(self, *names: str) -> Precision | None:
-        name, value = self._named(names)
-        if value.lower() in AUTOMATIC:
-            return None
-        if value.lower() not in set(Precision):
-            self.problems.append(f"{name}={value!r} is not one of {', '.join(Precision)}")
-            return None
-        return Precision(value.lower())
-
-    def bind_address(self, settings: Settings) -> dict[str, Any]:
-        """host and port of NIM_SERVER_BIND_ADDR "0.0.0.0:8000", which must not contradict the variables for each."""
-        value = self.text("NIM_SERVER_BIND_ADDR")
-        if not value:
-            return {}
-        host, colon, port = value.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535):
-            self.problems.append(f"NIM_SERVER_BIND_ADDR={value!r} is not ADDRESS:PORT, as in 0.0.0.0:8000")
-            return {}
-        given = {"host": host.strip("[]"), "port": int(port)}
-        for key, names in (("host", ("NIM_SERVER_HOST",)), ("port", PORT_NAMES)):
-            if self.text(*names) and getattr(settings, key) != given[key]:
-                self.problems.append(
-                    f"NIM_SERVER_BIND_ADDR={value!r} and {' or '.join(names)} disagree; set one of them"
-                )
-        return given
-
-    def tls(self) -> dict[str, Any]:
-        """The ssl_ fields; files that a mode needs must be named."""
-        paths = {
-            "ssl_key_path": self.text("NIM_SSL_KEY_PATH", "NIM_TLS_KEY_PATH"),
-            "ssl_certs_path": self.text("NIM_SSL_CERTS_PATH", "NIM_TLS_CERT_PATH"),
-            "ssl_ca_certs_path": self.text("NIM_SSL_CA_CERTS_PATH"),
-        }
-        # The 2.x names have no mode: a key and a certificate are what turns TLS on there.
-        by_paths = "TLS" if self.text("NIM_TLS_KEY_PATH") and self.text("NIM_TLS_CERT_PATH") else "DISABLED"
-        mode = self.word(by_paths, get_args(SslMode), "NIM_SSL_MODE")
-        needed = {"TLS": ("ssl_key_path", "ssl_certs_path"), "MTLS": tuple(paths)}.get(mode, ())
-        missing = [f"NIM_{key.upper()}" for key in needed if not paths[key]]
-        if missing:
-            self.problems.append(f"NIM_SSL_MODE={mode} needs {' and '.join(missing)} as well")
-        return {"ssl_mode": mode, **{key: Path(value) if value else None for key, value in paths.items()}}
+def _tls(read: Reader) -> dict[str, Any]:
+    """The ssl_ fields; files that a mode needs must be named."""
+    paths = {
+        "ssl_key_path": read.text("NIM_SSL_KEY_PATH", "NIM_TLS_KEY_PATH"),
+        "ssl_certs_path": read.text("NIM_SSL_CERTS_PATH", "NIM_TLS_CERT_PATH"),
+        "ssl_ca_certs_path": read.text("NIM_SSL_CA_CERTS_PATH"),
+    }
+    # The 2.x names have no mode: a key and a certificate are what turns TLS on there.
+    by_paths = "TLS" if read.text("NIM_TLS_KEY_PATH") and read.text("NIM_TLS_CERT_PATH") else "DISABLED"
+    mode = read.word(by_paths, get_args(SslMode), "NIM_SSL_MODE")
+    needed = {"TLS": ("ssl_key_path", "ssl_certs_path"), "MTLS": tuple(paths)}.get(mode, ())
+    missing = [f"NIM_{key.upper()}" for key in needed if not paths[key]]
+    if missing:
+        read.problems.append(f"NIM_SSL_MODE={mode} needs {' and '.join(missing)} as well")
+    return {"ssl_mode": mode, **{key: Path(value) if value else None for key, value in paths.items()}}

@@ -18,7 +18,8 @@ from serving.contract import manifest
 from serving.contract.profile import Machine, Profile
 from serving.errors import ServingError, StoreWriteError, WantedProfileError
 from serving.settings import settings
-from serving.settings.settings import AUTOMATIC, Settings
+from serving.settings.reader import AUTOMATIC
+from serving.settings.settings import Settings
 from serving.start.places import places_of
 
 __all__ = ["VERBS", "main", "startup_lines"]

@@ -16,7 +16,8 @@ from serving.api.state import Limits, Service, State
 from serving.batching.encoders import EncoderPool
 from serving.batching.lanes import Infer, Lane
 from serving.contract.profile import Profile
-from serving.http import listen
+from serving.http.listen import Tls, bind, configure
+from serving.http.server import Server as HttpServer
 from serving.tasks.base import Spec
 from serving.tasks.table import TASKS
 from serving.watch.metrics import Metrics
@@ -104,10 +105,10 @@ async def serving(
 
 
 @asynccontextmanager
-async def listening(server: Server, tls: listen.Tls | None = None) -> AsyncIterator[int]:
+async def listening(server: Server, tls: Tls | None = None) -> AsyncIterator[int]:
     """The same behind a real socket: its port."""
-    sock = listen.bind("127.0.0.1", 0)
-    running = listen._Server(listen._config(server.app, 1, tls))
+    sock = bind("127.0.0.1", 0)
+    running = HttpServer(configure(server.app, 1, tls))
     task = asyncio.create_task(running.serve(sockets=[sock]))
     while not running.started:
         await asyncio.sleep(0.005)

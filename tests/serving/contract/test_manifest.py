@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from serving.contract import manifest, strict_yaml
+from serving.contract import manifest
 from serving.contract.manifest import Manifest, content_digest, dump, load, profile_id
 from serving.contract.profile import Profile, ProfileFile
 from serving.errors import ManifestError
@@ -262,41 +262,6 @@ def test_two_profiles_with_one_id_or_one_name_are_refused() -> None:
 def test_a_stale_digest_is_not_dumped() -> None:
     with pytest.raises(ManifestError, match="does not match its content"):
         dump(Manifest(model="m", release="1", profiles=(replace(a_profile(), digest="sha256:" + "0" * 64),)))
-
-
-BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
-
-
-@pytest.mark.parametrize(
-    "loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)], ids=["python", "libyaml"]
-)
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (BOMB, "line 1: anchors"),
-        ("a: x\nb: *a\n", "aliases|alias"),
-        ("a: 1\na: 2\n", "line 2: key 'a' is given twice"),
-        ("a: !!python/object/apply:os.system ['true']\n", "line 1: the tag .*python/object"),
-        ("a: !name x\n", "the tag '!name'"),
-        ("[" * 40 + "]" * 40, "nested more than 32 deep"),
-        ("[" * 20000, "nested more than 32 deep|not YAML"),
-        ("a: 1\n---\nb: 2\n", "a second document"),
-        ("a: [1\n", "line 2: not YAML"),
-        ("a:\n", "a value is missing"),
-        ("a: ~\n", "a value is missing"),
-        ("? [a]\n: b\n", "a key must be text"),
-        ("", "is empty"),
-        (b"a: \xff\n", "byte 3 is not UTF-8"),
-        ("a: \x00\n", "not YAML"),
-        ("x" * (1024 * 1024 + 1), "the limit is 1048576"),
-    ],
-)
-def test_yaml_that_readers_disagree_on_or_choke_on_is_refused(
-    text: str | bytes, words: str, loader: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(strict_yaml, "_Loader", loader)
-    with pytest.raises(ManifestError, match=words):
-        load(text)
 
 
 @pytest.mark.parametrize("text", ["just text", "- a list", "{}", "profiles: {}", "profiles: []"])

@@ -128,7 +128,7 @@ async def test_files_that_do_not_fit_are_named_before_anything_is_served(
     async with serving(embedder(tiny)) as server:
         files = Tls(key=certificates / key, certificates=certificates / certificate)
         with pytest.raises(ListenError, match="NIM_SSL_KEY_PATH") as caught:
-            listen._config(server.app, 1, files)
+            listen.configure(server.app, 1, files)
         assert certificate in str(caught.value)
 
 

@@ -200,7 +200,7 @@ def test_spans_go_to_the_console_or_nowhere_when_asked(exporter: str, names: lis
 
 def test_nothing_of_opentelemetry_is_imported_unless_it_is_asked_for() -> None:
     code = (
-        "import sys, serving.watch.tracing, serving.http.listen, serving.start.boot, serving.__main__;"
+        "import sys, serving.watch.tracing, serving.http.server, serving.start.boot, serving.__main__;"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     assert python(code).strip() == "[]"
