@@ -21,6 +21,7 @@ from pipelines.plan.schedule import Schedule
 from pipelines.stage import STAGES
 from pipelines.store import claims
 from pipelines.store.store import Blob, Record, Store
+from pipelines.tasks.table import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +161,10 @@ def build(prepared: Prepared, store: Store) -> Record:
 
 def judged(prepared: Prepared, inputs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     """The one stage that needs no process: metrics against thresholds."""
-    params = prepared.step.params
+    params, metrics = prepared.step.params, json.loads(inputs["metrics.json"].read_bytes())
     verdict = judge(
-        json.loads(inputs["metrics.json"].read_bytes()),
+        metrics,
+        TASKS[metrics["task"]].rules,
         Thresholds(**params["thresholds"]),
         row=params["row"],
         evaluated=params["evaluated"],

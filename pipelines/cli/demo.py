@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import demo_requests
 from pipelines.cli.demo_requests import ask
 from pipelines.errors import EngineryError
 from pipelines.image import images, package
+from pipelines.tasks.base import resolve
+from pipelines.tasks.table import TASKS
 from serving.contract import manifest
 from serving.tasks.table import load_spec
 
@@ -38,7 +39,7 @@ def run_demo(console: Console, dist: Path, model_dir: Path | None, port: int) ->
         ready = wait_until_ready(url, started)
         metadata = ask(f"{url}/v1/metadata")
         console.print(f"Ready after {ready:.1f} s. Selected profile: [bold]{chosen(metadata)}[/]")
-        demo_requests.SHOWN[task_of(folder)](console, url, folder)
+        resolve(TASKS[task_of(folder)].demo)(console, url, folder)
     console.print(f"\nThe report: {folder / 'report.html'}")
     return 0
 

@@ -1,4 +1,4 @@
-"""What a demo asks a running server, task by task, and how it shows the answers."""
+"""What a demo asks a running server, a function for each task, and how it shows the answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +65,6 @@ def clip(console: Console, url: str, folder: Path) -> None:
         said = ", ".join(f"{escape(captions[i][:40])} ({cosine(image, texts[i]):.3f})" for i in nearest)
         console.print(f"  picture {number}: {said}", highlight=False)
     console.print(f"  usage {answer['usage']}; the report shows the pictures")
-
-
-SHOWN: Mapping[str, Callable[[Console, str, Path], None]] = {"embed": embed, "rerank": rerank, "clip": clip}
 
 
 def model_of(url: str) -> str:

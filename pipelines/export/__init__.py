@@ -1,4 +1,7 @@
-"""Export a model to ONNX in fp32, with its answer computed inside the graph, and record what the original answers."""
+"""Export a model to ONNX in fp32, with its answer computed inside the graph, and record what the original answers.
+
+What differs per task belongs in `recipes`; where models come from belongs here.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,23 @@ from pipelines.errors import ExportError
 from pipelines.export import sources
 from pipelines.onnx_graph import external_data
 from pipelines.onnx_graph.edit import scrub
-from pipelines.recipes import RECIPES, to_onnx
-from pipelines.recipes.to_onnx import OPSET
+from pipelines.recipes.exporter import to_onnx
+from pipelines.recipes.exporter.to_onnx import OPSET
+from pipelines.recipes.golden import read_tokenizer
 from pipelines.stage import StageRequest, StageResult, scratch_folder
+from pipelines.tasks.base import Answers, Recipe, resolve
+from pipelines.tasks.table import TASKS
 from serving.tasks.base import suffixed
 
 IR_VERSION = 10  # what every runtime here reads
-FILES = ("tokenizer.json", "task.json", "golden.json", "proof.json")
 
 
 def run(request: StageRequest) -> StageResult:
     """The stage. The model is the folder among the inputs ("model"), or else what `params["source"]` names."""
     params = request.params
-    recipe = RECIPES.get(params["task"])
-    if recipe is None:
-        raise ExportError(f"task '{params['task']}' has no recipe; there is one for {', '.join(sorted(RECIPES))}")
+    if params["task"] not in TASKS:
+        raise ExportError(f"task '{params['task']}' has no recipe; there is one for {', '.join(sorted(TASKS))}")
+    recipe: Recipe = resolve(TASKS[params["task"]].recipe)
     folder = request.inputs.get("model") or sources.resolve(
         params["source"], Path(params.get("source_base", ".")), wanted=params.get("source_digest")
     )
@@ -43,14 +48,15 @@ def run(request: StageRequest) -> StageResult:
         gc.collect()  # modules refer to themselves; the reference loads the model a second time
         for model in models.values():
             canonicalize(model)
-        facts = recipe.write_files(models, folder, params, texts, request.output_dir)
+        tokenizer = read_tokenizer(folder)
+        answers = recipe.answers(models, folder, params, texts, tokenizer)
         num_nodes = sum(len(model.graph.node) for model in models.values())
-        written = [request.output_dir / name for name in FILES]
+        paths = _write_files(answers, tokenizer, request.output_dir)
         for tower, model in models.items():
-            written += _write(model, request.output_dir / suffixed("model.onnx", tower), scratch)
+            paths += _write(model, request.output_dir / suffixed("model.onnx", tower), scratch)
     return StageResult(
-        outputs={path.name: path for path in written},
-        facts={**facts, "num_nodes": num_nodes, "opset": OPSET, "to_onnx_s": round(traced_s, 1)},
+        outputs={path.name: path for path in paths},
+        facts={**answers.facts, "num_nodes": num_nodes, "opset": OPSET, "to_onnx_s": round(traced_s, 1)},
     )
 
 
@@ -68,6 +74,18 @@ def canonicalize(model: Any) -> None:
     scrub(model)
     if not external_data.is_externalized(model):  # an externalized graph is checked before it is written
         onnx.checker.check_model(model)
+
+
+def _write_files(answers: Answers, tokenizer: bytes, folder: Path) -> list[Path]:
+    contents = {
+        "tokenizer.json": tokenizer,
+        "task.json": answers.spec.dump(),
+        "golden.json": answers.golden,
+        "proof.json": answers.proof,
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in contents]
 
 
 def _write(model: Any, path: Path, scratch: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What an engine must reach before it ships: the thresholds' names, and their defaults for each task and precision."""
+"""What an engine must reach before it ships: the thresholds' names, and the defaults that tasks share."""
 
 from __future__ import annotations
 
@@ -28,52 +28,28 @@ class Thresholds:
     proof_min_cosine: float  # the worst golden text at boot
 
 
-# Field -> its default for each precision, in the order of Precision. docs/matrix.md gives the source of each figure.
-_Table = Mapping[str, tuple[Any, Any, Any, Any, Any]]
+# Field -> its default for each precision, in the order of Precision.
+Table = Mapping[str, tuple[Any, Any, Any, Any, Any]]
 # fmt: off
-_EVERY_TASK: _Table = {  # fp32 is the reference's own precision: it has no baseline, and nothing to realise
+EVERY_TASK: Table = {  # fp32 is the reference's own precision: it has no baseline, and nothing to realise
     #                          fp32    fp16    bf16    fp8    int8
     "min_realized_precision": (None,   0.9,    0.9,    0.7,   0.4),  # int8: some layers stay in high precision
     "min_speed_ratio":        (None,   1.3,    1.3,    1.1,   1.1),
     "max_latency_ratio":      (None,   1.05,   1.05,   1.05,  1.05),
     "proof_min_cosine":       (0.999,  0.999,  0.999,  0.98,  0.97),
 }
-_VECTORS: _Table = {
-    **_EVERY_TASK,
+VECTORS: Table = {  # of tasks whose answers are vectors
+    **EVERY_TASK,
     "min_cosine_mean":        (0.9999, None,   None,   0.995, 0.99),
     "min_cosine_p1":          (0.9999, 0.9995, 0.9995, 0.98,  None),
     "min_cosine_min":         (0.9999, 0.999,  0.999,  None,  None),
     "min_batch_invariance":   (0.9999, 0.9999, 0.9999, 0.999, 0.998),
 }
-_EMBED: _Table = {
-    **_VECTORS,
-    "max_ndcg_drop":          (1e-3,   1e-3,   1e-3,   5e-3,  1e-2),
-}
-_RERANK: _Table = {
-    **_EVERY_TASK,
-    "min_kendall_tau":        (0.999,  0.995,  0.98,   None,  None),
-    "max_score_error":        (1e-3,   0.05,   0.2,    None,  None),
-    "max_batch_score_error":  (1e-3,   0.05,   0.2,    0.5,   0.5),
-    "max_ndcg_drop":          (1e-3,   1e-3,   1e-3,   2e-3,  5e-3),
-}
-_CLIP: _Table = {
-    **_VECTORS,
-    "max_top1_drop":          (1e-3,   1e-3,   1e-3,   3e-3,  3e-3),
-    "min_realized_precision": (None,   0.9,    0.9,    0.65,  0.4),
-    "proof_min_cosine":       (0.999,  0.999,  0.999,  0.97,  0.97),
-}
 # fmt: on
 
 
-def _by_precision(table: _Table) -> Mapping[Precision, Thresholds]:
+def by_precision(table: Table) -> Mapping[Precision, Thresholds]:
     return {
         precision: Thresholds(**{field: values[column] for field, values in table.items()})
         for column, precision in enumerate(Precision)
     }
-
-
-DEFAULT_GATES: Mapping[str, Mapping[Precision, Thresholds]] = {
-    "embed": _by_precision(_EMBED),
-    "rerank": _by_precision(_RERANK),
-    "clip": _by_precision(_CLIP),
-}

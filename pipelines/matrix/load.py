@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.errors import MatrixError
-from pipelines.gate.thresholds import DEFAULT_GATES
 from pipelines.matrix.values import Matrix
 
 SCHEMA_PATH = Path(__file__).with_name("sku_matrix.schema.json")
@@ -32,7 +31,7 @@ def load(path: Path) -> Matrix:
         models=all_models,
         skus=all_skus,
         rows=all_rows,
-        gates=parts.gates(whole, DEFAULT_GATES),
+        gates=parts.gates(whole),
         notes=tuple(problems.notes),
     )
 

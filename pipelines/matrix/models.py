@@ -10,6 +10,7 @@ from pipelines.matrix.parts import Parts
 from pipelines.matrix.schema import CalibrationForm, ModelForm
 from pipelines.matrix.strict_yaml import Place, Problems
 from pipelines.matrix.values import Calibration, Golden, Model
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import ShapeRange
 
 _MOVING_REVISIONS = {"main", "master", "HEAD", "latest"}
@@ -74,17 +75,18 @@ def _max_nsr(form: CalibrationForm, here: Place, problems: Problems) -> float:
 
 def problems_of_task(form: ModelForm, folder: Path, here: Place, problems: Problems) -> None:
     """Keys that belong to one task only, and what that task cannot do without."""
-    if form.task == "clip" and form.pictures is None:
-        problems.add(here, "'pictures' is missing; a clip model is judged on a folder of labelled pictures")
+    task = TASKS[form.task]
+    if "pictures" in task.required_keys and form.pictures is None:
+        problems.add(here, f"'pictures' is missing; a {form.task} model is judged on a folder of labelled pictures")
     if form.pictures is not None:
-        if form.task != "clip":
+        if "pictures" not in task.model_keys:
             problems.add((*here, "pictures"), f"a model of the task {form.task} sees no pictures; leave it out")
         elif not (folder / form.pictures / "classes.json").is_file():
             problems.add(
                 (*here, "pictures"),
                 f"there is no '{form.pictures}/classes.json' beside this file; name a folder of labelled pictures",
             )
-    if form.matryoshka is not None and form.task != "embed":
+    if form.matryoshka is not None and "matryoshka" not in task.model_keys:
         problems.add((*here, "matryoshka"), f"the task {form.task} gives no vectors to shorten; leave it out")
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from pipelines.gate.thresholds import Thresholds
 from pipelines.matrix.messages import explain
 from pipelines.matrix.schema import BuildForm, FileForm, GatesForm, ModelForm, SkuForm
 from pipelines.matrix.strict_yaml import Document, Place, Problems
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision
-
-if TYPE_CHECKING:
-    from pipelines.gate.thresholds import Thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Parts:
     models: Mapping[str, ModelForm]
     skus: Mapping[str, SkuForm]
     build: Mapping[int, BuildForm]  # by its index in the file
-    gates: GatesForm
+    gates: BaseModel  # a GatesForm
     declared_models: tuple[str, ...]
     declared_skus: tuple[str, ...]
     is_complete: bool  # False: some part has a wrong form, and is missing above
@@ -74,17 +73,15 @@ def _salvage(data: Mapping[str, Any], broken: set[Place]) -> Parts:
     )
 
 
-def gates(
-    parts: Parts, defaults: Mapping[str, Mapping[Precision, Thresholds]]
-) -> dict[str, dict[Precision, Thresholds]]:
-    """The defaults, under what the file says."""
+def gates(parts: Parts) -> dict[str, dict[Precision, Thresholds]]:
+    """Each task's default thresholds, under what the file says."""
     merged = {}
-    for task, by_precision in defaults.items():
+    for task, row in TASKS.items():
         forms = getattr(parts.gates, task)
         merged[task] = {
             precision: dataclasses.replace(thresholds, **form.model_dump(exclude_unset=True))
             if (form := getattr(forms, precision.value)) is not None
             else thresholds
-            for precision, thresholds in by_precision.items()
+            for precision, thresholds in row.thresholds.items()
         }
     return merged

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, create_model
 
+from pipelines.matrix.messages import join
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision
 
 # A field's description completes both "'x' is not …" and "'key' is missing; give …".
@@ -77,7 +79,7 @@ class GoldenForm(_Form):
 class ModelForm(_Form):
     """a mapping of task, source, release, …"""
 
-    task: Annotated[Literal["embed", "rerank", "clip"], Field(description="a task: embed, rerank or clip")]
+    task: Annotated[Literal[tuple(TASKS)], Field(description=f"a task: {join(TASKS, 'or')}")]  # type: ignore[valid-type]
     source: Annotated[
         str, Field(description="package://module/folder, hf://org/name@revision, s3://bucket/prefix or a folder")
     ]
@@ -154,33 +156,13 @@ class _ThresholdsForm(_Form):
     proof_min_cosine: Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")] = 0
 
 
-class EmbedThresholdsForm(_ThresholdsForm):
-    """a mapping of thresholds; what is left out keeps its default, null stands for not judged"""
-
-    min_cosine_mean: Share = None
-    min_cosine_p1: Share = None
-    min_cosine_min: Share = None
-    max_ndcg_drop: Share = None
-    min_batch_invariance: Share = None
-
-
-class RerankThresholdsForm(_ThresholdsForm):
-    """a mapping of thresholds; what is left out keeps its default, null stands for not judged"""
-
-    min_kendall_tau: Share = None
-    max_score_error: Ratio = None
-    max_ndcg_drop: Share = None
-    max_batch_score_error: Ratio = None
-
-
-class ClipThresholdsForm(_ThresholdsForm):
-    """a mapping of thresholds; what is left out keeps its default, null stands for not judged"""
-
-    min_cosine_mean: Share = None
-    min_cosine_p1: Share = None
-    min_cosine_min: Share = None
-    max_top1_drop: Share = None
-    min_batch_invariance: Share = None
+def _thresholds_form(task: str) -> type[_ThresholdsForm]:
+    """The thresholds that the task's rules judge by, beside those of every task."""
+    fields: dict[str, Any] = {
+        name: (Share if is_share else Ratio, None) for name, is_share in TASKS[task].rules.thresholds.items()
+    }
+    doc = "a mapping of thresholds; what is left out keeps its default, null stands for not judged"
+    return create_model(f"{task.capitalize()}ThresholdsForm", __base__=_ThresholdsForm, __doc__=doc, **fields)
 
 
 T = TypeVar("T", bound=_ThresholdsForm)
@@ -196,12 +178,14 @@ class PrecisionGatesForm(_Form, Generic[T]):
     int8: T | None = None
 
 
-class GatesForm(_Form):
-    """a mapping of tasks to gates"""
+def _gates_form() -> type[_Form]:
+    generic: Any = PrecisionGatesForm  # its parameter is made at import, which mypy does not follow
+    forms = {task: generic[_thresholds_form(task)] for task in TASKS}
+    fields: Any = {task: (form, Field(default_factory=form)) for task, form in forms.items()}
+    return create_model("GatesForm", __base__=_Form, __doc__="a mapping of tasks to gates", **fields)
 
-    embed: PrecisionGatesForm[EmbedThresholdsForm] = Field(default_factory=lambda: PrecisionGatesForm())
-    rerank: PrecisionGatesForm[RerankThresholdsForm] = Field(default_factory=lambda: PrecisionGatesForm())
-    clip: PrecisionGatesForm[ClipThresholdsForm] = Field(default_factory=lambda: PrecisionGatesForm())
+
+GatesForm = _gates_form()
 
 
 class FileForm(_Form):
@@ -213,7 +197,7 @@ class FileForm(_Form):
     models: Annotated[dict[Name, ModelForm], Field(description="a mapping of model names to what they are")]
     skus: Annotated[dict[Name, SkuForm], Field(description="a mapping of SKU names to what they are")]
     build: Annotated[list[BuildForm], Field(description="a list of mappings, each with models, skus and precisions")]
-    gates: GatesForm = Field(default_factory=GatesForm)
+    gates: GatesForm = Field(default_factory=GatesForm)  # type: ignore[valid-type]
 
 
 def json_schema() -> str:

@@ -126,7 +126,7 @@ class Row:
 
 
 def baseline_row(row: Row, rows: Iterable[Row]) -> Row | None:
-    """What a row is timed against: the next wider precision of its SKU; for a CPU else the generic fp32 row."""
+    """What a row is timed against: the next higher precision of its SKU; for a CPU else the generic fp32 row."""
     rows = [r for r in rows if r.model.name == row.model.name and r.tp == row.tp]
     same_sku = [r for r in rows if r.sku.name == row.sku.name and r.precision.bits > row.precision.bits]
     of_any_cpu = [r for r in rows if r.sku.compiler == "onnx" and r.precision is Precision.FP32 and r is not row]

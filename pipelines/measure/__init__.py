@@ -15,17 +15,18 @@ import numpy as np
 
 from pipelines.datasets import retrieval
 from pipelines.errors import GateError
-from pipelines.measure import clip, embed, rerank, speed
+from pipelines.measure import speed
 from pipelines.measure.base import LabelledSet, Measure, Runners, Score
 from pipelines.measure.runner import is_reference, open_runner, realized, rounded
 from pipelines.onnx_graph import external_data
 from pipelines.stage import StageRequest, StageResult, scratch_folder
+from pipelines.tasks.base import resolve
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision
 from serving.tasks.base import Tower, suffixed
-from serving.tasks.table import TASKS
+from serving.tasks.table import TASKS as SERVED
 
 SCHEMA_VERSION = 1  # of metrics.json
-MEASURES: Mapping[str, Measure] = {"embed": embed.MEASURE, "rerank": rerank.MEASURE, "clip": clip.MEASURE}
 
 
 def run(request: StageRequest) -> StageResult:
@@ -35,9 +36,9 @@ def run(request: StageRequest) -> StageResult:
     """
     params, inputs = request.params, request.inputs
     name = params["task"]
-    if name not in MEASURES:
-        raise GateError(f"task '{name}' cannot be measured; {', '.join(MEASURES)} can")
-    task, measure = TASKS[name], MEASURES[name]
+    if name not in TASKS:
+        raise GateError(f"task '{name}' cannot be measured; {', '.join(TASKS)} can")
+    task, measure = SERVED[name], resolve(TASKS[name].measure)
     spec = task.spec.load(inputs["task.json"].read_bytes())
     encoder = task.encoder(inputs["tokenizer.json"].read_bytes(), spec)
     labelled = measure.labelled(encoder, params, inputs)
@@ -64,7 +65,7 @@ def _measure(
     started = time.monotonic()
     opened = {name: open_runner(engines[name], precision, params, tower, scratch) for name, tower in towers.items()}
     runners = {name: runner for name, (runner, _) in opened.items()}
-    recorded = TASKS[spec.task].recorded(inputs["golden.json"].read_bytes(), encoder)
+    recorded = SERVED[spec.task].recorded(inputs["golden.json"].read_bytes(), encoder)
     items = {each.tower: each.items for each in recorded}
     score = labelled.score(runners)
     shares = [

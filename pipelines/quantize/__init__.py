@@ -12,16 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipelines.errors import QuantizeError
 from pipelines.onnx_graph import external_data
 from pipelines.onnx_graph.edit import scrub
 from pipelines.quantize import fp8, half, int8, model_optimizer
-from pipelines.recipes import RECIPES
 from pipelines.stage import StageRequest, StageResult, scratch_folder
+from pipelines.tasks.base import Recipe, resolve
+from pipelines.tasks.table import TASKS
 from serving.backends.base import Inputs
 from serving.contract.profile import Precision
 from serving.tasks.base import ONLY, suffixed
-from serving.tasks.table import TASKS
+from serving.tasks.table import TASKS as SERVED
 
 CALIBRATED = (Precision.FP8, Precision.INT8)
 QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
@@ -39,7 +42,7 @@ def run(request: StageRequest) -> StageResult:
         raise QuantizeError(f"{precision} is no precision to quantize to; one of {', '.join(QUANTIZERS)} is")
     outputs: dict[str, Path] = {}
     facts: dict[str, Any] = {}
-    for tower in TASKS[request.params["task"]].towers:
+    for tower in SERVED[request.params["task"]].towers:
         name = suffixed("model.onnx", tower)
         batches = _calibration(request, tower) if precision in CALIBRATED else []
         files, facts_of_tower = _quantize(request, name, precision, quantizer, batches)
@@ -138,6 +141,7 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def _calibration(request: StageRequest, tower: str) -> list[Inputs]:
+    """One text or image a batch: padding has activations too, and would make ranges wider than any answer needs."""
     params = request.params
     texts = json.loads(request.inputs["texts.json"].read_bytes())["calibration"]
     num_texts = int(params["num_texts"])
@@ -145,12 +149,10 @@ def _calibration(request: StageRequest, tower: str) -> list[Inputs]:
         raise QuantizeError(
             f"calibration.num_texts is {num_texts}, there are {len(texts)} texts; ask for 1 to that many"
         )
-    return RECIPES[params["task"]].calibration(
-        tower,
-        request.inputs["tokenizer.json"].read_bytes(),
-        request.inputs["task.json"].read_bytes(),
-        texts,
-        num_texts,
-        int(params["max_tokens"]),
-        params,
-    )
+    task = SERVED[params["task"]]
+    spec = task.spec.load(request.inputs["task.json"].read_bytes())
+    spec = msgspec.structs.replace(spec, max_tokens=min(int(params["max_tokens"]), spec.max_tokens))
+    encoder = task.encoder(request.inputs["tokenizer.json"].read_bytes(), spec)
+    recipe: Recipe = resolve(TASKS[params["task"]].recipe)
+    (collate,) = (each.collate for each in spec.towers if each.name == tower)
+    return [collate([item]) for item in recipe.calibration(encoder, tower, texts[:num_texts], params)]

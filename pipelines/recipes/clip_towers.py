@@ -1,10 +1,9 @@
-"""A CLIP model in PyTorch: its two towers as graphs with everything inside, and what the model itself answers."""
+"""A CLIP model in PyTorch: its two towers as graphs with pooling, projection and norm, and its own answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
-from pipelines.recipes.to_onnx import torch_onnx
+from pipelines.recipes.exporter.to_onnx import torch_onnx
+from pipelines.recipes.pytorch import from_pretrained, reproducible
 
-NUM_THREADS = 1  # of the reference: the order of its sums, and so its last bits, depend on their number
 MASKED = -1e4  # added to a score: its exponential is 0 in float32, and the number is finite in float16
 
 
@@ -28,7 +27,7 @@ def to_onnx(folder: Path, scratch: Path) -> Mapping[str, Any]:
     tokens = torch.tensor([[config.text_config.eos_token_id] * 3] * 2)
     text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     image = {"pixel_values": torch.zeros(2, 3, side, side)}
-    with _deterministic():
+    with reproducible():
         return {
             "text": _export(_text_tower(model), text, {0: "B", 1: "T"}, dimension, scratch, "text"),
             "image": _export(_image_tower(model), image, {0: "B"}, dimension, scratch, "image"),
@@ -36,28 +35,28 @@ def to_onnx(folder: Path, scratch: Path) -> Mapping[str, Any]:
 
 
 def text_reference(model: Any, items: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """What PyTorch gives in float32, one text at a time so that no padding is involved: N items (T,) -> (N, D)."""
+    """PyTorch's vectors in float32, one text at a time, without padding: N items (T,) -> (N, D)."""
     import torch
 
-    with _deterministic(), torch.inference_mode():
-        rows = []
+    with reproducible(), torch.inference_mode():
+        vectors = []
         for item in items:
             tokens = torch.from_numpy(np.asarray(item, dtype=np.int64))[None]
-            rows.append(model.get_text_features(input_ids=tokens, attention_mask=torch.ones_like(tokens)))
-        return np.asarray(torch.nn.functional.normalize(torch.cat(rows), dim=-1).numpy(), dtype=np.float32)
+            vectors.append(model.get_text_features(input_ids=tokens, attention_mask=torch.ones_like(tokens)))
+        return np.asarray(torch.nn.functional.normalize(torch.cat(vectors), dim=-1).numpy(), dtype=np.float32)
 
 
 def image_reference(model: Any, items: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """As text_reference: N items (3, S, S) -> (N, D)."""
     import torch
 
-    with _deterministic(), torch.inference_mode():
-        rows = [model.get_image_features(pixel_values=torch.from_numpy(item)[None]) for item in items]
-        return np.asarray(torch.nn.functional.normalize(torch.cat(rows), dim=-1).numpy(), dtype=np.float32)
+    with reproducible(), torch.inference_mode():
+        vectors = [model.get_image_features(pixel_values=torch.from_numpy(item)[None]) for item in items]
+        return np.asarray(torch.nn.functional.normalize(torch.cat(vectors), dim=-1).numpy(), dtype=np.float32)
 
 
 def load(folder: Path) -> Any:
-    import torch
+    """The CLIPModel of a folder, ready to run. Raises ExportError."""
     from transformers import CLIPModel
 
     kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
@@ -65,17 +64,7 @@ def load(folder: Path) -> Any:
         raise ExportError(f"{folder.name}: config.json says model_type {kind!r}; the task clip takes 'clip' models")
     if not list(folder.glob("*.safetensors")):
         raise ExportError(f"{folder.name}: there is no *.safetensors file; save the model with save_pretrained(…)")
-    try:
-        return CLIPModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation="eager",
-        ).eval()
-    except Exception as error:  # transformers, safetensors and torch raise whatever they like
-        raise ExportError(f"{folder.name}: cannot be loaded as CLIP: {type(error).__name__}: {error}") from error
+    return from_pretrained(CLIPModel, folder, unused="logit_scale")
 
 
 def _text_tower(clip: Any) -> Any:
@@ -101,8 +90,8 @@ def _text_tower(clip: Any) -> Any:
             # Where the text ends. Old configurations give 2 as the id; then it is the largest id of the vocabulary.
             ids = input_ids.int()
             end = (ids if config.eos_token_id == 2 else (ids == config.eos_token_id).int()).argmax(dim=-1)
-            place = end[:, None, None].expand(-1, 1, config.hidden_size)
-            pooled = self.text.final_layer_norm(states.gather(1, place).squeeze(1))
+            position = end[:, None, None].expand(-1, 1, config.hidden_size)
+            pooled = self.text.final_layer_norm(states.gather(1, position).squeeze(1))
             return torch.nn.functional.normalize(self.projection(pooled), dim=-1)
 
     return TextTower().eval()
@@ -138,20 +127,6 @@ def _export(
     dynamic_axes = {**dict.fromkeys(inputs, axes), "embeddings": {0: "B"}}
     with torch.inference_mode():
         model = torch_onnx(module, inputs, "embeddings", dynamic_axes, scratch / tower / "model.onnx", scratch)
-    width = model.graph.output[0].type.tensor_type.shape.dim[1]
-    width.dim_value = dimension  # the exporter names it after a node
+    # The exporter names this axis after a node.
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dimension
     return model
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(NUM_THREADS)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])

@@ -13,21 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
-from pipelines.recipes import transformer
+from pipelines.onnx_graph.edit import add_constant
+from pipelines.recipes import golden, transformer
+from pipelines.recipes.head_graph import AXIS_1, add_node, append_pooling, replace_output
 from pipelines.recipes.pooling_head import Head, matryoshka_of, max_tokens_of, read_head
-from serving.backends.base import Inputs
+from pipelines.recipes.pytorch import reproducible
+from pipelines.tasks.base import Answers
 from serving.contract.profile import ShapeRange
-from serving.tasks.base import ONLY
+from serving.tasks.base import ONLY, Item
 from serving.tasks.embed import EmbedSpec, Encoder, Golden, dump_golden
 
-TOWERS: tuple[str, ...] = (ONLY,)
-NUM_PROOF_TEXTS = 32
 MIN_NORM = 1e-12  # torch.nn.functional.normalize's
 
 
 def to_onnx(folder: Path, scratch: Path) -> dict[str, Any]:
     """A model folder -> the one tower's fp32 ONNX, head included. Raises ExportError."""
-    read_head(folder)  # a head that is not supported is told before the body is exported, which takes minutes
+    read_head(folder)  # refuses an unsupported head before the body is exported, which takes minutes
     model = transformer.to_onnx(folder, scratch)
     add_head(model, folder)
     return {ONLY: model}
@@ -35,111 +36,78 @@ def to_onnx(folder: Path, scratch: Path) -> dict[str, Any]:
 
 def add_head(model: Any, folder: Path) -> None:
     """Append pooling, Dense and L2 norm: last_hidden_state (B, T, H), attention_mask (B, T) -> embeddings (B, D)."""
-    from onnx import TensorProto, helper, numpy_helper
-
     head, graph = read_head(folder), model.graph
-    hidden = graph.output[0]
-    dimension = hidden.type.tensor_type.shape.dim[2].dim_value
-
-    def node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        graph.node.append(helper.make_node(op, inputs, [output], name=f"head/{output}", **attributes))
-        return output
-
-    def constant(name: str, values: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    one = constant("head/axis_1", np.array([1], np.int64))
-    answers = ["head/pooled", *(f"head/dense_{i}" for i in range(len(head.dense))), "head/normalized"]
-    answers = answers[: 1 + len(head.dense) + head.normalize]
-    answers[-1] = "embeddings"
-    last = answers.pop(0)
-    if head.pooling == "cls":
-        first = constant("head/first", np.array(0, np.int64))
-        node("Gather", [hidden.name, first], last, axis=1)
-    elif head.pooling == "lasttoken":
-        # (B, 1) positions into (B, T, D): texts are padded on the right.
-        count = node("ReduceSum", ["attention_mask", one], "head/num_tokens", keepdims=1)
-        position = node("Sub", [count, one], "head/last_position")
-        node("GatherND", [hidden.name, position], last, batch_dims=1)
-    else:
-        mask = node("Cast", ["attention_mask"], "head/mask", to=TensorProto.FLOAT)
-        wide = node("Unsqueeze", [mask, constant("head/axis_2", np.array([2], np.int64))], "head/mask_3d")
-        kept = node("Mul", [hidden.name, wide], "head/kept")
-        total = node("ReduceSum", [kept, one], "head/sum", keepdims=0)
-        node("Div", [total, node("ReduceSum", [mask, one], "head/num_tokens", keepdims=1)], last)
+    dimension = graph.output[0].type.tensor_type.shape.dim[2].dim_value
+    outputs = ["head/pooled", *(f"head/dense_{i}" for i in range(len(head.dense))), "head/normalized"]
+    outputs = outputs[: 1 + len(head.dense) + head.normalize]
+    outputs[-1] = "embeddings"
+    last = append_pooling(graph, head.pooling, outputs.pop(0))
     for i, dense in enumerate(head.dense):
-        weight, bias = constant(f"head/weight_{i}", dense.weight), constant(f"head/bias_{i}", dense.bias)
-        product = node("Gemm", [last, weight, bias], f"head/product_{i}", transB=1)
-        last, dimension = node(dense.activation, [product], answers.pop(0)), len(dense.bias)
+        weight = add_constant(graph, f"head/weight_{i}", dense.weight)
+        bias = add_constant(graph, f"head/bias_{i}", dense.bias)
+        product = add_node(graph, "Gemm", [last, weight, bias], f"head/product_{i}", transB=1)
+        last, dimension = add_node(graph, dense.activation, [product], outputs.pop(0)), len(dense.bias)
     if head.normalize:
-        norm = node("ReduceL2", [last, one], "head/norm", keepdims=1)
-        least = constant("head/min_norm", np.array(MIN_NORM, np.float32))
-        node("Div", [last, node("Max", [norm, least], "head/safe_norm")], answers.pop(0))
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["B", dimension]))
+        norm = add_node(graph, "ReduceL2", [last, AXIS_1], "head/norm", keepdims=1)
+        least = add_constant(graph, "head/min_norm", np.array(MIN_NORM, np.float32))
+        add_node(graph, "Div", [last, add_node(graph, "Max", [norm, least], "head/safe_norm")], outputs.pop(0))
+    replace_output(graph, "embeddings", dimension)
 
 
-def write_files(
-    models: Mapping[str, Any], folder: Path, params: Mapping[str, Any], texts: Mapping[str, Any], output_dir: Path
-) -> dict[str, Any]:
-    """Write tokenizer.json (as it is), task.json, golden.json and proof.json."""
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        raise ExportError(
-            f"{folder.name}: tokenizer.json is missing, so that no fast tokenizer can read its texts; "
-            "make it with AutoTokenizer.from_pretrained(…, use_fast=True).save_pretrained(…)"
-        )
-    model, head, raw_tokenizer = models[ONLY], read_head(folder), (folder / "tokenizer.json").read_bytes()
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
+def answers(
+    models: Mapping[str, Any], folder: Path, params: Mapping[str, Any], texts: Mapping[str, Any], tokenizer: bytes
+) -> Answers:
+    """The spec and golden outputs. Raises ExportError."""
+    graph, head, theirs = models[ONLY].graph, read_head(folder), golden.load_tokenizer(folder)
     shapes = msgspec.convert(params["shapes"], ShapeRange)
-    dimension = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    dimension = graph.output[0].type.tensor_type.shape.dim[1].dim_value
     spec = EmbedSpec(
         served_name=params["served_name"],
         release=params["release"],
         dimension=dimension,
         max_tokens=_max_tokens(folder, params.get("max_tokens"), shapes),
-        pad_token_id=tokenizer.pad_token_id or 0,
-        input_names=tuple(value.name for value in model.graph.input),
+        pad_token_id=theirs.pad_token_id or 0,
+        input_names=tuple(value.name for value in graph.input),
         query_prefix=head.query_prefix,
         passage_prefix=head.passage_prefix,
         shapes=shapes,
         matryoshka_dimensions=matryoshka_of(folder, dimension, params.get("matryoshka")),
     )
-    golden_texts = tuple(texts["golden"][: params["golden"]["num_texts"]])
-    if len(golden_texts) < params["golden"]["num_texts"]:
-        have = len(golden_texts)
-        raise ExportError(f"golden.num_texts is {params['golden']['num_texts']}, there are {have}; ask for fewer")
-    encodings = tokenizer(list(golden_texts), truncation=True, max_length=spec.max_tokens)["input_ids"]
-    _check_encoder(Encoder(raw_tokenizer, spec), golden_texts, encodings)
-    _check_case(folder, tokenizer)
+    num_texts = params["golden"]["num_texts"]
+    chosen = tuple(texts["golden"][:num_texts])
+    if len(chosen) < num_texts:
+        raise ExportError(f"golden.num_texts is {num_texts}, there are {len(chosen)}; ask for fewer")
+    encodings = theirs(list(chosen), truncation=True, max_length=spec.max_tokens)["input_ids"]
+    golden.check_tokens(chosen, Encoder(tokenizer, spec).encode(chosen, truncate="END"), encodings)
+    _check_case(folder, theirs)
     # Without prefixes, as the proof at the server's start embeds them: it gives no input_type.
-    golden = Golden(texts=golden_texts, vectors=reference(folder, head, encodings))
-    spec = msgspec.structs.replace(spec, int8_range=_int8_range(golden))
-    (output_dir / "tokenizer.json").write_bytes(raw_tokenizer)
-    (output_dir / "task.json").write_bytes(spec.dump())
-    (output_dir / "golden.json").write_bytes(dump_golden(golden))
-    (output_dir / "proof.json").write_bytes(dump_golden(_spread(golden, [len(ids) for ids in encodings])))
-    return {
-        "pooling": head.pooling + (" (assumed: there is no modules.json)" if head.is_assumed else ""),
-        "num_dense": len(head.dense),
-        "normalize": head.normalize,
-        "prefixes": [spec.query_prefix, spec.passage_prefix],
-        "matryoshka_dimensions": list(spec.matryoshka_dimensions),
-        "int8_range": spec.int8_range,
-        "max_tokens": spec.max_tokens,
-        "dimension": spec.dimension,
-        "num_golden": len(golden.texts),
-    }
+    vectors = reference(folder, head, encodings)
+    spec = msgspec.structs.replace(spec, int8_range=_int8_range(vectors))
+    proof = golden.spread_by_length([len(ids) for ids in encodings], golden.NUM_PROOF_ITEMS)
+    return Answers(
+        spec=spec,
+        golden=dump_golden(Golden(texts=chosen, vectors=vectors)),
+        proof=dump_golden(Golden(texts=tuple(chosen[i] for i in proof), vectors=vectors[proof])),
+        facts={
+            "pooling": head.pooling + (" (assumed: there is no modules.json)" if head.is_assumed else ""),
+            "num_dense": len(head.dense),
+            "normalize": head.normalize,
+            "prefixes": [spec.query_prefix, spec.passage_prefix],
+            "matryoshka_dimensions": list(spec.matryoshka_dimensions),
+            "int8_range": spec.int8_range,
+            "max_tokens": spec.max_tokens,
+            "dimension": spec.dimension,
+            "num_golden": len(chosen),
+        },
+    )
 
 
 def reference(folder: Path, head: Head, encodings: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """What PyTorch gives in float32, one text at a time so that no padding is involved: N token lists -> (N, D)."""
+    """PyTorch's vectors in float32, one text at a time, without padding: N token lists -> (N, D)."""
     import torch
 
     body, vectors = transformer.Original(folder), []
-    with torch.inference_mode(), transformer.reproducible():
+    with torch.inference_mode(), reproducible():
         for ids in encodings:
             hidden = body.hidden_state(ids)
             vector = {"mean": hidden.mean(dim=0), "cls": hidden[0], "lasttoken": hidden[-1]}[head.pooling]
@@ -152,46 +120,19 @@ def reference(folder: Path, head: Head, encodings: Sequence[Sequence[int]]) -> N
     return np.stack(vectors).astype(np.float32)
 
 
-def calibration(
-    tower: str,
-    tokenizer: bytes,
-    task: bytes,
-    texts: Sequence[str],
-    num_texts: int,
-    max_tokens: int,
-    params: Mapping[str, Any],
-) -> list[Inputs]:
-    """One text a batch: padding has activations too, and ranges that cover them are wider than any answer needs.
-
-    With the prefix of a passage, which is what an index is made of.
-    """
-    spec = EmbedSpec.load(task)
-    short = msgspec.structs.replace(spec, max_tokens=min(max_tokens, spec.max_tokens))
-    items = Encoder(tokenizer, short).encode(list(texts[:num_texts]), truncate="END", input_type="passage")
-    return [short.towers[0].collate([item]) for item in items]
+def calibration(encoder: Encoder, tower: str, texts: Sequence[str], params: Mapping[str, Any]) -> Sequence[Item]:
+    """Texts with the prefix of a passage, which is what an index is made of."""
+    return encoder.encode(texts, truncate="END", input_type="passage")
 
 
-def _max_tokens(folder: Path, asked: int | None, shapes: ShapeRange) -> int:
+def _max_tokens(folder: Path, max_tokens: int | None, shapes: ShapeRange) -> int:
     """The limit on one text. A model that could take longer texts than the engines' shapes is held to the shapes."""
-    if asked is not None and asked > shapes.max[1]:
-        raise ExportError(
-            f"max_tokens is {asked}, shapes.max has {shapes.max[1]} tokens; lower the one or raise the other"
-        )
+    if problem := golden.max_tokens_problem(max_tokens, shapes.max[1]):
+        raise ExportError(problem)
     positions = transformer.read_body(folder).max_positions
-    if asked is not None and positions is not None and asked > positions:
-        raise ExportError(f"max_tokens is {asked}, {folder.name} can take {positions} tokens; lower max_tokens")
-    return asked or min(max_tokens_of(folder), shapes.max[1])
-
-
-def _check_encoder(encoder: Encoder, texts: Sequence[str], encodings: Sequence[Sequence[int]]) -> None:
-    """The server reads tokenizer.json alone; some models keep settings elsewhere, and would be served wrong."""
-    served = encoder.encode(texts, truncate="END")
-    for text, ours, theirs in zip(texts, served, encodings, strict=True):
-        if ours.tolist() != list(theirs):
-            raise ExportError(
-                f"tokenizer.json alone gives other tokens than transformers for {text[:60]!r}: {ours[:8].tolist()}… "
-                f"and {list(theirs[:8])}…; save the tokenizer again with save_pretrained, so that it is complete"
-            )
+    if max_tokens is not None and positions is not None and max_tokens > positions:
+        raise ExportError(f"max_tokens is {max_tokens}, {folder.name} can take {positions} tokens; lower max_tokens")
+    return max_tokens or min(max_tokens_of(folder), shapes.max[1])
 
 
 def _check_case(folder: Path, tokenizer: Any) -> None:
@@ -206,14 +147,6 @@ def _check_case(folder: Path, tokenizer: Any) -> None:
         )
 
 
-def _int8_range(golden: Golden) -> float:
+def _int8_range(vectors: NDArray[np.float32]) -> float:
     """The largest component, up to 6 digits, never rounded down: what 127 stands for in int8 vectors."""
-    return math.ceil(float(np.abs(golden.vectors).max()) * 1e6) / 1e6
-
-
-def _spread(golden: Golden, lengths: Sequence[int]) -> Golden:
-    """The golden texts that ship: spread evenly from the shortest to the longest."""
-    by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    num = min(NUM_PROOF_TEXTS, len(by_length))
-    chosen = sorted({by_length[i] for i in np.linspace(0, len(by_length) - 1, num).round().astype(int)})
-    return Golden(texts=tuple(golden.texts[i] for i in chosen), vectors=golden.vectors[chosen])
+    return math.ceil(float(np.abs(vectors).max()) * 1e6) / 1e6

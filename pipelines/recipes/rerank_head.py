@@ -1,9 +1,9 @@
-"""What turns a decoder's hidden states into a reranker's logit: read from its folder, in ONNX and in PyTorch."""
+"""The head that turns a decoder's hidden states into a reranker's logit: its weights, in ONNX and in PyTorch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
+from pipelines.onnx_graph.edit import add_constant
 from pipelines.recipes import transformer
+from pipelines.recipes.head_graph import add_node, append_pooling, replace_output
 
 # What config.json of a llama_bidirec model calls them. Other decoders' …ForSequenceClassification reads the last token.
 POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
@@ -20,7 +22,7 @@ POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderHead:
-    """What turns a decoder's hidden states into a logit: pooled @ weight.T / temperature."""
+    """A decoder's logit is pooled @ weight.T / temperature."""
 
     pooling: str  # "mean", "cls" or "lasttoken"
     weight: NDArray[np.float32]  # (1, H)
@@ -49,37 +51,15 @@ def read_decoder_head(folder: Path) -> DecoderHead:
 
 def add_head(model: Any, head: DecoderHead) -> None:
     """Append pooling and logit: last_hidden_state (B, T, H), attention_mask (B, T) -> scores (B, 1). In place."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph, hidden = model.graph, model.graph.output[0].name
-
-    def node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        graph.node.append(helper.make_node(op, inputs, [output], name=f"head/{output}", **attributes))
-        return output
-
-    def constant(name: str, values: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    one = constant("head/axis_1", np.array([1], np.int64))
-    if head.pooling == "cls":
-        pooled = node("Gather", [hidden, constant("head/first", np.array(0, np.int64))], "head/pooled", axis=1)
-    elif head.pooling == "lasttoken":
-        # (B, 1) positions into (B, T, H): texts are padded on the right.
-        count = node("ReduceSum", ["attention_mask", one], "head/num_tokens", keepdims=1)
-        pooled = node("GatherND", [hidden, node("Sub", [count, one], "head/last")], "head/pooled", batch_dims=1)
-    else:
-        mask = node("Cast", ["attention_mask"], "head/mask", to=TensorProto.FLOAT)
-        wide = node("Unsqueeze", [mask, constant("head/axis_2", np.array([2], np.int64))], "head/mask_3d")
-        total = node("ReduceSum", [node("Mul", [hidden, wide], "head/kept"), one], "head/sum", keepdims=0)
-        pooled = node("Div", [total, node("ReduceSum", [mask, one], "head/num_tokens", keepdims=1)], "head/pooled")
-    node("Gemm", [pooled, constant("head/weight", head.weight / np.float32(head.temperature))], "scores", transB=1)
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", 1]))
+    graph = model.graph
+    pooled = append_pooling(graph, head.pooling, "head/pooled", last_position="head/last")
+    weight = add_constant(graph, "head/weight", head.weight / np.float32(head.temperature))
+    add_node(graph, "Gemm", [pooled, weight], "scores", transB=1)
+    replace_output(graph, "scores", 1)
 
 
 def pytorch_logit(folder: Path) -> Callable[[NDArray[np.int64]], float]:
-    """What PyTorch gives for one pair, (2, T): what the graph is compared with."""
+    """PyTorch's logit of one pair, (2, T): the graph is compared with it."""
     import torch
 
     original, head = transformer.Original(folder), read_decoder_head(folder)

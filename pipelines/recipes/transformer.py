@@ -1,11 +1,10 @@
-"""Which Transformers body a folder holds: how PyTorch loads it, and how its hidden states become ONNX."""
+"""The Transformer body in a model folder: how PyTorch loads it, and how its hidden states become ONNX."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import ExportError
-from pipelines.recipes.to_onnx import optimum_onnx, torch_onnx
+from pipelines.recipes.exporter.to_onnx import optimum_onnx, torch_onnx
+from pipelines.recipes.pytorch import from_pretrained
 
-# What the server has to give an engine; a graph that asks for more cannot be served.
+# The inputs that the server can give an engine; a graph that takes more cannot be served.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OPTIMUM_TASK = "feature-extraction"
-NUM_THREADS = 1  # of the reference: the order of its sums, and so its last bits, depend on their number
 # Decoders whose attention takes a mask made here. Optimum's graphs for them want position_ids, and see only backwards.
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 # Types that no release of transformers knows, because their code comes with the model, which is never run
@@ -26,8 +25,8 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 BIDIRECTIONAL = {"llama_bidirec": "llama"}
 # Their table of positions begins behind the pad token's id: 514 rows are for 512 tokens.
 OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
-# Added to the scores of what must not be seen: exp() of it is 0 in every format. transformers adds the least float32,
-# which is -inf in fp16: where a token sees nothing (in a window that holds only padding) its softmax is then NaN.
+# Added to the scores of masked tokens: exp() of it is 0 in every format. transformers adds the least float32, which is
+# -inf in fp16: the softmax of a token that sees nothing (in a window that holds only padding) is then NaN.
 MASKED = -30_000.0
 LEAST_FP16 = -65_504.0
 
@@ -39,7 +38,7 @@ class Body:
     model_type: str  # as transformers knows it: "llama"
     is_decoder: bool  # exported by this module; others by Optimum
     is_causal: bool  # tokens see only what stands before them
-    max_positions: int | None  # tokens it can tell the places of, or see at once
+    max_positions: int | None  # tokens it has positions for, or can attend to at once
 
 
 def read_body(folder: Path) -> Body:
@@ -62,37 +61,14 @@ def read_body(folder: Path) -> Body:
 
 def load(folder: Path) -> Any:
     """The body in float32, ready to run. No code from the folder is run. Raises ExportError."""
-    import torch
     from transformers import AutoConfig, AutoModel
 
     body = read_body(folder)
-    try:
-        fields = json.loads((folder / "config.json").read_bytes())
-        if fields.get("model_type") in BIDIRECTIONAL:
-            kept = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
-            config = AutoConfig.for_model(body.model_type, **kept)
-        else:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model, told = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers and safetensors raise whatever they like
-        raise ExportError(f"{folder.name}: transformers could not load it: {type(error).__name__}: {error}") from error
-    # transformers makes up what it does not find. A pooler is not used here, and seldom saved.
-    missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ExportError(
-            f"{folder.name}: {len(missing)} weights are in no .safetensors file, the first is {missing[0]}; "
-            "they would be random numbers: get the model's files again"
-        )
-    return model.eval()
+    fields = json.loads((folder / "config.json").read_bytes())
+    if fields.get("model_type") not in BIDIRECTIONAL:
+        return from_pretrained(AutoModel, folder)
+    known = {key: value for key, value in fields.items() if key not in ("model_type", "auto_map")}
+    return from_pretrained(AutoModel, folder, config=AutoConfig.for_model(body.model_type, **known))
 
 
 class Original:
@@ -113,21 +89,6 @@ class Original:
         return self._model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state[0]
 
 
-@contextmanager
-def reproducible() -> Iterator[None]:
-    """PyTorch gives the same bits on every machine with the same instructions."""
-    import torch
-
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(NUM_THREADS)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-
-
 def to_onnx(folder: Path, scratch: Path) -> Any:
     """A folder -> `onnx.ModelProto` in float32: INPUTS or some of them, (B, T) -> last_hidden_state (B, T, D).
 
@@ -136,13 +97,18 @@ def to_onnx(folder: Path, scratch: Path) -> Any:
     body = read_body(folder)
     model = _decoder_onnx(folder, body, scratch) if body.is_decoder else optimum_onnx(folder, OPTIMUM_TASK, scratch)
     soften_masks(model)
+    check_inputs(model, folder, body)
+    return model
+
+
+def check_inputs(model: Any, folder: Path, body: Body) -> None:
+    """Raise ExportError for a graph that takes more than INPUTS."""
     unknown = [value.name for value in model.graph.input if value.name not in INPUTS]
     if unknown:
         raise ExportError(
             f"{folder.name}: its graph asks for {', '.join(unknown)}, the server gives {', '.join(INPUTS)}; "
             f"'{body.model_type}' models are not supported"
         )
-    return model
 
 
 def soften_masks(model: Any) -> None:

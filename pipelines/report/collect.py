@@ -16,6 +16,7 @@ from pipelines.plan.toolchain import cpu_model, version_of
 from pipelines.report import figures
 from pipelines.report.model import ImageLine, Layer, ReportModel, ReportRow, Speed, StageLine, StepLine
 from pipelines.store.store import Record, Store
+from pipelines.tasks.table import TASKS
 
 TOOLCHAIN = (
     "torch",
@@ -41,7 +42,7 @@ def collect(
     manifest_digest: str,
 ) -> ReportModel:
     """Everything that the report of one model shows."""
-    planned = plan.graph.of(model)
+    planned, labels = plan.graph.of(model), TASKS[model.task].labels
     metrics = {row.row.name: _metrics(store, plan, row.metrics) for row in planned}
     speeds = figures.speeds([row.row for row in planned], metrics)
     some: Mapping[str, Any] = next((content for content in metrics.values() if content), {})
@@ -61,10 +62,10 @@ def collect(
         task=model.task,
         release=model.release,
         source=model.source,
-        num_golden=figures.num_golden(some),
+        num_golden=labels.num_golden(some),
         num_golden_pictures=some.get("num_golden_pictures", 0),
-        labelled=figures.labelled(some),
-        gallery=figures.gallery(rows, metrics),
+        labelled=labels.labelled(some),
+        gallery=figures.gallery(rows),
         rows=rows,
         stages=_stages(planned, plan),
         images=tuple(_image(image) for image in images),
@@ -114,7 +115,7 @@ def _row(
         speeds=speeds,
         checks=verdict.checks if verdict else (),
         engine_digest=" ".join(engine.digest for engine in engines),
-        **figures.of_row(metrics),
+        metrics=metrics,
     )
 
 

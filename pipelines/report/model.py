@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.gate.verdict import Check
+from pipelines.tasks.labels import Labelled, Metrics
 
-RowState = Literal["passed", "failed", "skipped", "broken"]
+State = Literal["passed", "failed", "skipped", "broken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +31,14 @@ class ReportRow:
     hardware: str  # "NVIDIA L40S · 8.9" or "x86_64 · avx512_bf16"
     precision: str
     tp: int
-    state: RowState  # "skipped": planned, not built here; "broken": a stage failed, so nothing could be judged
+    state: State  # "skipped": planned, not built here; "broken": a stage failed, so nothing could be judged
     reason: str = ""  # why it failed, was skipped or broke: "needs a worker with h100-sxm-80gb"
     remedy: str = ""  # what helps
     size_bytes: int | None = None  # of the engine
     build_s: float | None = None  # of its compilation
     evaluated: str = ""  # "engine" or "typed-onnx"
     judged_with: str = ""  # "onnxruntime 1.31.1"
-    cosine_mean: float | None = None
-    cosine_p1: float | None = None
-    cosine_min: float | None = None
-    text_cosine_min: float | None = None  # of a row with two engines
-    image_cosine_min: float | None = None
-    kendall_tau: float | None = None  # of a reranker, whose answers are scores
-    score_error_mean: float | None = None
-    score_error_max: float | None = None
-    losses: tuple[float, ...] = ()  # of each golden text, picture or pair: 1 - cosine, or the error of its logit
-    quality: float | None = None  # on the labelled set: nDCG@10, or the share of pictures named right
-    drop: float | None = None  # of that, against the fp32 reference
-    batch_invariance: float | None = None  # a cosine, or a difference of scores
+    metrics: Metrics = field(default_factory=dict)  # metrics.json; the task's labels say what of it is shown
     speeds: tuple[Speed, ...] = ()  # one for each engine; none: they do not run on this machine
     checks: tuple[Check, ...] = ()
     engine_digest: str = ""
@@ -105,18 +95,6 @@ class ImageLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """The set with known answers that every row was judged on."""
-
-    name: str  # "stdlib-docstrings" or "pictures"
-    num_items: int  # queries, or pictures
-    num_choices: int  # passages to choose from, or classes
-    reference: float  # what the fp32 reference finds
-    baseline: float | None = None  # what is reached without the model: BM25 alone, or chance
-    baseline_name: str = ""  # "BM25"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Picture:
     """A labelled picture and what a profile makes of it."""
 
@@ -155,5 +133,5 @@ class ReportModel:
     digests: Mapping[str, str] = field(default_factory=dict)  # {"model_manifest.yaml": "sha256:…"}
     date: str = ""  # as it shall be printed; empty keeps the file the same from day to day
 
-    def of_state(self, *states: RowState) -> tuple[ReportRow, ...]:
+    def of_state(self, *states: State) -> tuple[ReportRow, ...]:
         return tuple(row for row in self.rows if row.state in states)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipelines.gate.rules import figure
 from pipelines.gate.verdict import Check
 from pipelines.report.model import ReportModel, ReportRow
 from pipelines.report.style import template
-from pipelines.report.tasks import TASK_LABELS, figure_text, judged_on_set, seconds_text, share_text, size_text, tiles
+from pipelines.tasks.labels import figure_text
+from pipelines.tasks.table import TASKS
 
 
 def render(model: ReportModel) -> str:
     """The whole page, plots included: it loads nothing and runs no script."""
     from pipelines.report import plots
 
-    labels = TASK_LABELS[model.task]
+    labels = TASKS[model.task].labels
     page = template(Path(__file__).with_name("page.html.j2"), size=size_text, seconds=seconds_text, figure=figure_text)
     return page.render(
         model=model,
@@ -25,7 +27,7 @@ def render(model: ReportModel) -> str:
         labels=labels,
         tiles=tiles(model),
         bars=bars(model),
-        judged_on_set=judged_on_set(model.task, model.labelled),
+        judged_on_set=labels.labelled_text.format(**asdict(model.labelled)) if model.labelled else "",
         tradeoff=plots.tradeoff(model.rows, labels),
         distribution=plots.distribution(model.rows, labels),
     )
@@ -53,16 +55,27 @@ def shared(model: ReportModel) -> str:
     steps = {stage.stage: stage.num_steps for stage in model.stages}
     built = [row for row in model.rows if row.state != "skipped"]
     engines = {row.engine_digest for row in built if row.engine_digest}
-    parts = [
+    made = [
         _count(steps[stage], noun)
         for stage, noun in (("export", "export"), ("quantize", "quantization"), ("compile", "compilation"))
         if steps.get(stage)
     ]
-    if not parts or not built:
+    if not made or not built:
         return ""
-    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
+    text = ", ".join(made[:-1]) + (" and " if len(made) > 1 else "") + made[-1]
     ending = f", which share {_count(len(engines), 'engine file')}" if 0 < len(engines) < len(built) else ""
     return f"{text} served {_count(len(built), 'row')}{ending}."
+
+
+def tiles(model: ReportModel) -> tuple[tuple[str, str], ...]:
+    """The sets that rows were judged with: (figure, its label), at most three."""
+    labels, labelled = TASKS[model.task].labels, model.labelled
+    tiles = [(f"{model.num_golden}", labels.golden.format(num_golden_pictures=model.num_golden_pictures))]
+    if labelled is not None:
+        tiles.append((labels.score_text(labelled.reference), labels.reference_text.format(**asdict(labelled))))
+        if labels.baseline_text and labelled.baseline is not None:
+            tiles.append((labels.score_text(labelled.baseline), labels.baseline_text))
+    return tuple(tiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +92,30 @@ class Bar:
 
 def bars(model: ReportModel) -> tuple[Bar, ...]:
     """The baseline, the reference, and each engine; rows that were judged alike share one."""
-    labelled = model.labelled
+    labelled, labels = model.labelled, TASKS[model.task].labels
     if labelled is None:
         return ()
-    text_of = share_text if model.task == "clip" else figure_text
     lines: list[tuple[str, str, str, float]] = []
     if labelled.baseline is not None:
         lines.append((labelled.baseline_name, "without the model", "", labelled.baseline))
     lines.append(("fp32 reference", "PyTorch's weights, as exported", "", labelled.reference))
     groups: dict[tuple[str, str, float], list[str]] = {}
     for row in model.rows:
-        if row.quality is not None:
-            groups.setdefault((row.precision, row.evaluated, row.quality), []).append(row.sku)
-    for (precision, evaluated, quality), skus in groups.items():
+        score = figure(row.metrics, labels.score)
+        if score is not None:
+            groups.setdefault((row.precision, row.evaluated, score), []).append(row.sku)
+    for (precision, evaluated, score), skus in groups.items():
         name = skus[0] if len(skus) == 1 else f"{len(skus)} rows"
-        lines.append((name, evaluated.replace("typed-onnx", "typed ONNX"), precision, quality))
+        lines.append((name, evaluated.replace("typed-onnx", "typed ONNX"), precision, score))
     return tuple(
-        Bar(name=name, note=note, precision=precision, value=value, text=text_of(value), percent=round(100 * value, 2))
+        Bar(
+            name=name,
+            note=note,
+            precision=precision,
+            value=value,
+            text=labels.score_text(value),
+            percent=round(100 * value, 2),
+        )
         for name, note, precision, value in lines
     )
 
@@ -111,3 +131,20 @@ def verdicts(model: ReportModel) -> list[tuple[tuple[ReportRow, ...], tuple[Chec
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size_text(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return "–"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def seconds_text(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipelines.report.model import ReportRow
 from pipelines.report.style import INK, STYLE, pyplot, svg_uri
-
-if TYPE_CHECKING:
-    from pipelines.report.model import ReportRow
-    from pipelines.report.tasks import TaskLabels
+from pipelines.tasks.labels import Labels
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers differ as well.
 COLOURS = {"fp32": "#4d5562", "fp16": "#0072b2", "bf16": "#009e73", "fp8": "#cc79a7", "int8": "#d55e00"}
 MARKERS = {"fp32": "s", "fp16": "o", "bf16": "^", "fp8": "D", "int8": "X"}
-PRECISIONS = tuple(COLOURS)
+LADDER = tuple(COLOURS)
 LEAST_LOSS = 1e-7  # figures are recorded to 7 digits: below this, 1 - cosine says nothing
 
 
-def tradeoff(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
+def tradeoff(rows: Sequence[ReportRow], labels: Labels) -> str:
     """Accuracy lost against throughput of what ran here and against every engine size; "" for nothing."""
-    judged = [row for row in rows if labels.loss_of(row) is not None]
+    judged = [row for row in rows if labels.loss_of(row.metrics) is not None]
     timed = [row for row in judged if row.speeds]
     sized = [row for row in judged if row.size_bytes]
     panels = [panel for panel in ((timed, "speed"), (sized, "size")) if panel[0]]
@@ -35,17 +33,17 @@ def tradeoff(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
         return svg_uri(figure)
 
 
-def distribution(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
+def distribution(rows: Sequence[ReportRow], labels: Labels) -> str:
     """The loss of everything golden on a logarithmic scale, a band for each distinct measurement; "" for nothing."""
     import numpy as np
 
     series: dict[tuple[float, ...], list[ReportRow]] = {}
     for row in rows:
-        if row.losses:
-            series.setdefault(row.losses, []).append(row)
+        if losses_of_row := labels.losses(row.metrics):
+            series.setdefault(losses_of_row, []).append(row)
     if not series:
         return ""
-    ordered = sorted(series.items(), key=lambda item: (PRECISIONS.index(item[1][0].precision), item[1][0].evaluated))
+    ordered = sorted(series.items(), key=lambda item: (LADDER.index(item[1][0].precision), item[1][0].evaluated))
     losses = [np.maximum(np.asarray(values), LEAST_LOSS) for values, _ in ordered]
     low, high = np.log10(LEAST_LOSS) - 0.15, max(np.log10(max(loss.max() for loss in losses)) + 0.2, -4)
     bins = np.logspace(low, high, 110)
@@ -63,8 +61,8 @@ def distribution(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
         axis.set_xscale("log")
         axis.set_xlim(10**low, 10**high)
         axis.set_ylim(-0.1, len(ordered) - 0.05)
-        ticks = [_series_label(members) for _, members in reversed(ordered)]
-        axis.set_yticks([place + 0.3 for place in range(len(ordered))], ticks)
+        names = [_series_label(members) for _, members in reversed(ordered)]
+        axis.set_yticks([place + 0.3 for place in range(len(ordered))], names)
         axis.tick_params(axis="y", length=0, colors=INK)
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
@@ -73,7 +71,7 @@ def distribution(rows: Sequence[ReportRow], labels: TaskLabels) -> str:
         return svg_uri(figure)
 
 
-def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, labels: TaskLabels) -> None:
+def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, labels: Labels) -> None:
     """Rows at one place are one mark: SKUs that share an engine cannot differ."""
     marks = _marks(rows, kind, labels)
     for x, loss, members in marks:
@@ -96,17 +94,17 @@ def _scatter(axis: Any, rows: Sequence[ReportRow], kind: str, labels: TaskLabels
     _label(axis, marks, widest)
 
 
-Mark = tuple[float, float, list["ReportRow"]]  # x, loss, the rows there
+Mark = tuple[float, float, list[ReportRow]]  # x, loss, the rows there
 
 
-def _marks(rows: Sequence[ReportRow], kind: str, labels: TaskLabels) -> list[Mark]:
+def _marks(rows: Sequence[ReportRow], kind: str, labels: Labels) -> list[Mark]:
     """Marks from the left; rows of one precision whose marks would cover each other share one."""
     placed = [
         (
             row.speeds[-1].items_per_s
             if kind == "speed"
             else (row.size_bytes or 0) / 1e6,  # of pictures, where there are
-            max(labels.loss_of(row) or 0.0, LEAST_LOSS),
+            max(labels.loss_of(row.metrics) or 0.0, LEAST_LOSS),
             row,
         )
         for row in rows

@@ -47,8 +47,8 @@ gates:
     fp32: {min_speed_ratio: null, max_latency_ratio: null}
 """
 # The tower of pictures exceeds the limit in fp32, and not in fp16; that of texts does not: as in a ViT-H/14.
-LOW_LIMIT = """import pipelines.recipes.to_onnx, pipelines.onnx_graph.external_data
-pipelines.recipes.to_onnx.MAX_MODEL_BYTES = 400_000
+LOW_LIMIT = """import pipelines.recipes.exporter.to_onnx, pipelines.onnx_graph.external_data
+pipelines.recipes.exporter.to_onnx.MAX_MODEL_BYTES = 400_000
 pipelines.onnx_graph.external_data.MIN_EXTERNAL_BYTES, pipelines.onnx_graph.external_data.LARGE_BYTES = 1024, 100_000
 """
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from pipelines.gate import judge as gate
-from pipelines.gate.thresholds import DEFAULT_GATES, Thresholds
+from pipelines.gate.thresholds import Thresholds
 from pipelines.gate.verdict import Verdict, dump
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision
 
-FP16 = DEFAULT_GATES["embed"][Precision.FP16]
+FP16 = TASKS["embed"].thresholds[Precision.FP16]
 
 
 def metrics(**changed: Any) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def metrics(**changed: Any) -> dict[str, Any]:
 def judge(found: dict[str, Any], thresholds: Thresholds = FP16, evaluated: str = "engine") -> Verdict:
     verdict = gate.judge(
         found,
+        TASKS["embed"].rules,
         thresholds,
         row="m__cpu__fp16__tp1",
         evaluated=evaluated,
@@ -178,8 +180,15 @@ CLIP = {
 
 
 def judged(found: dict[str, Any]) -> Verdict:
-    thresholds = DEFAULT_GATES[found["task"]][Precision.FP16]
-    return gate.judge(found, thresholds, row="m__l4__fp16__tp1", evaluated="typed-onnx", digests={})
+    task = TASKS[found["task"]]
+    return gate.judge(
+        found,
+        task.rules,
+        task.thresholds[Precision.FP16],
+        row="m__l4__fp16__tp1",
+        evaluated="typed-onnx",
+        digests={},
+    )
 
 
 @pytest.mark.parametrize("good", [RERANK, CLIP], ids=["rerank", "clip"])

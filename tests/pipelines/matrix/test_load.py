@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import MatrixError
-from pipelines.gate.thresholds import DEFAULT_GATES
 from pipelines.matrix import load as matrix
 from pipelines.matrix.values import Matrix, Row, Worker, refusal_here
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision
 
 ROOT = Path(__file__).parents[3]
@@ -219,7 +219,7 @@ def test_globs_select_and_excludes_remove_before_anything_is_judged_impossible(t
 
 def test_gates_are_the_defaults_under_what_the_file_says(tmp_path: Path) -> None:
     gates = load(tmp_path, tail="gates: {embed: {fp8: {min_cosine_mean: 0.9, min_speed_ratio: null}}}\n").gates["embed"]
-    default = matrix.DEFAULT_GATES["embed"]
+    default = TASKS["embed"].thresholds
     assert gates[Precision.FP8] == replace(default[Precision.FP8], min_cosine_mean=0.9, min_speed_ratio=None)
     assert {p: gates[p] for p in Precision if p != "fp8"} == {p: default[p] for p in Precision if p != "fp8"}
 
@@ -346,9 +346,9 @@ def test_the_reference_names_every_key_and_every_default_gate() -> None:
     schema = json.loads(matrix.json_schema())
     keys = {key for form in [schema, *schema["$defs"].values()] for key in form.get("properties", {})}
     assert {key for key in keys if f"`{key}`" not in text} == set()
-    for task, gates in DEFAULT_GATES.items():
+    for task, row in TASKS.items():
         of_task = text[text.index("For `" + task + "`:") :].partition("\n\n")[2].partition("\n\n")[0].splitlines()
-        for precision, thresholds in gates.items():
+        for precision, thresholds in row.thresholds.items():
             for key, value in vars(thresholds).items():
                 line = next((line for line in of_task if line.startswith(f"| `{key}` |")), None)
                 if line is None:  # another task's

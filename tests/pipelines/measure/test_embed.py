@@ -17,8 +17,8 @@ from onnx import helper
 from pipelines import stage
 from pipelines.errors import GateError
 from pipelines.gate import judge as gate
-from pipelines.gate.thresholds import DEFAULT_GATES
 from pipelines.stage import StageRequest, StageResult
+from pipelines.tasks.table import TASKS
 from serving.backends import load
 from serving.backends.base import LoadOptions
 from serving.contract.profile import Precision
@@ -82,8 +82,8 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def judge(metrics: dict[str, Any], precision: str) -> gate.Verdict:
-    thresholds = DEFAULT_GATES["embed"][Precision(precision)]
-    return gate.judge(metrics, thresholds, row="a row", evaluated=metrics["evaluated"], digests={})
+    rules, thresholds = TASKS["embed"].rules, TASKS["embed"].thresholds[Precision(precision)]
+    return gate.judge(metrics, rules, thresholds, row="a row", evaluated=metrics["evaluated"], digests={})
 
 
 def test_the_reference_measured_against_itself_loses_nothing_and_passes_its_gate(measured: Measure):

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from pipelines.errors import ExportError
 from pipelines.onnx_graph import external_data
-from pipelines.recipes import to_onnx
+from pipelines.recipes.exporter import to_onnx
 from tests.support.models import body
 
 TOKENS = {name: np.arange(6, dtype=np.int64).reshape(2, 3) for name in ("input_ids", "attention_mask")}

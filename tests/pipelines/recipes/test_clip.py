@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -16,7 +17,7 @@ from pipelines import stage
 from pipelines.errors import ExportError, GateError
 from pipelines.recipes import clip, clip_towers
 from pipelines.stage import StageRequest, StageResult
-from serving.tasks.clip import ClipSpec, GoldenClip, load_golden
+from serving.tasks.clip import ClipSpec, Encoder, GoldenClip, load_golden
 from serving.tasks.table import load_spec
 from tests.support.clips import DIMENSION, MAX_TOKENS, SHAPES, SIDE, draw, save_clip
 
@@ -182,13 +183,14 @@ def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path):
 
 
 def test_each_tower_is_calibrated_with_what_it_sees(exported: Mapping[str, Path], base: Path):
-    given = {"pictures": "pictures", "source_base": str(base)}
-    files = exported["tokenizer.json"].read_bytes(), exported["task.json"].read_bytes()
-    texts = clip.calibration("text", *files, TEXTS["calibration"], 62, 12, given)
-    images = clip.calibration("image", *files, TEXTS["calibration"], 62, 12, given)
+    params = {"pictures": "pictures", "source_base": str(base)}
+    spec = msgspec.structs.replace(spec_of(exported), max_tokens=12)
+    encoder = Encoder(exported["tokenizer.json"].read_bytes(), spec)
+    texts = clip.calibration(encoder, "text", ["x"] * 62, params)
+    images = clip.calibration(encoder, "image", ["x"] * 62, params)
     assert len(texts) == 62, "60 captions and two texts"
-    assert max(batch["input_ids"].shape[1] for batch in texts) == 12
-    assert [batch["pixel_values"].shape for batch in images] == [(1, 3, SIDE, SIDE)] * 3
+    assert max(item.size for item in texts) == 12
+    assert [item.shape for item in images] == [(3, SIDE, SIDE)] * 3
 
 
 def test_the_reference_measured_against_itself_loses_nothing(measured: Callable[..., dict[str, Any]]):

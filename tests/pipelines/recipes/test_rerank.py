@@ -20,9 +20,9 @@ from pipelines import stage
 from pipelines.datasets import rerank as rerank_set
 from pipelines.errors import ExportError, GateError
 from pipelines.gate import judge
-from pipelines.gate.thresholds import DEFAULT_GATES
 from pipelines.recipes import rerank
 from pipelines.stage import StageRequest, StageResult
+from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision, ShapeRange
 from serving.start import prove
 from serving.tasks.rerank import Encoder, GoldenPairs, RerankSpec, load_golden
@@ -220,18 +220,20 @@ def test_tokens_that_are_not_those_of_transformers_are_refused(exported_of: Call
     theirs = AutoTokenizer.from_pretrained(exported.folder)
     pairs = [("the file", "return of the string")]
     item = Encoder(exported.tokenizer, exported.spec).encode(pairs[0][0], [pairs[0][1]])[0]
-    rerank._check_tokens(theirs, pairs, [item], exported.spec)
+    rerank.check_tokens(theirs, pairs, [item], exported.spec)
     types_lost = np.stack([item[0], np.zeros_like(item[1])])
     with pytest.raises(ExportError, match="other tokens than transformers for 'the file'"):
-        rerank._check_tokens(theirs, pairs, [types_lost], exported.spec)
+        rerank.check_tokens(theirs, pairs, [types_lost], exported.spec)
 
 
 @pytest.mark.slow
 def test_calibration_gives_pairs_right_and_wrong_within_its_limit(exported_of: Callable[[str], Exported]) -> None:
     exported = exported_of("bert")
     texts = [f"the string of file {n} is not in the object {'or to ' * n}" for n in range(6)]
-    task = exported.outputs["task.json"].read_bytes()
-    batches = rerank.calibration("model", exported.tokenizer, task, texts, 6, 24, {})
+    spec = msgspec.structs.replace(exported.spec, max_tokens=24)
+    (tower,) = spec.towers
+    items = rerank.calibration(Encoder(exported.tokenizer, spec), "model", texts, {})
+    batches = [tower.collate([item]) for item in items]
     assert [set(batch) for batch in batches] == [{"input_ids", "attention_mask", "token_type_ids"}] * 6
     assert max(batch["input_ids"].shape[1] for batch in batches) == 24
     assert all(set(batch["token_type_ids"][0].tolist()) == {0, 1} for batch in batches)
@@ -336,7 +338,8 @@ def run_measure(tmp_path: Path, inputs: Mapping[str, Path], changed: Mapping[str
 
 
 def judged(metrics: Mapping[str, Any], precision: Precision = Precision.FP32) -> judge.Verdict:
-    return judge.judge(metrics, DEFAULT_GATES["rerank"][precision], row="a row", evaluated="engine", digests={})
+    rules, thresholds = TASKS["rerank"].rules, TASKS["rerank"].thresholds[precision]
+    return judge.judge(metrics, rules, thresholds, row="a row", evaluated="engine", digests={})
 
 
 def with_noise(path: Path, target: Path, amount: float) -> Path:

@@ -252,10 +252,10 @@ def test_the_task_file_holds_the_range_of_int8_and_the_matryoshka_lengths(
 @pytest.mark.slow
 def test_calibration_texts_carry_the_prefix_of_a_passage(family_of: Callable[[str], Family]) -> None:
     family = family_of("llama-bidirec")
-    raw = family.outputs["task.json"].read_bytes()
-    [batch] = embed.calibration("model", family.tokenizer, raw, ["a file"], 1, 64, {})
-    [expected] = Encoder(family.tokenizer, family.spec).encode(["passage: a file"])
-    assert batch["input_ids"].tolist() == [expected.tolist()]
+    encoder = Encoder(family.tokenizer, family.spec)
+    [item] = embed.calibration(encoder, "model", ["a file"], {})
+    [expected] = encoder.encode(["passage: a file"])
+    assert item.tolist() == expected.tolist()
 
 
 @pytest.mark.slow

@@ -9,12 +9,10 @@ from dataclasses import replace
 import pytest
 
 from pipelines.report import page as report
-from pipelines.report import tasks
 from pipelines.report.model import (
     Check,
     Gallery,
     ImageLine,
-    Labelled,
     Layer,
     Picture,
     ReportModel,
@@ -23,6 +21,8 @@ from pipelines.report.model import (
     StageLine,
     StepLine,
 )
+from pipelines.tasks import labels
+from pipelines.tasks.labels import Labelled
 
 FAILED = Check(
     name="cosine_mean",
@@ -33,6 +33,13 @@ FAILED = Check(
     remedy="calibrate",
 )
 PASSED = Check(name="cosine_mean", value=0.9999, threshold=0.99, passed=True, why="mean cosine is at least 0.99")
+
+
+METRICS = {
+    "cosine": {"mean": 0.99999, "p1": 0.9999, "min": 0.999, "values": [0.999, 1.0]},
+    "retrieval": {"ndcg_at_10": 0.66, "drop": -0.0004},
+    "batch_invariance": {"min_cosine": 0.9999999},
+}
 
 
 def row(sku: str, precision: str, **changed: object) -> ReportRow:
@@ -47,13 +54,7 @@ def row(sku: str, precision: str, **changed: object) -> ReportRow:
         build_s=1.0,
         evaluated="typed-onnx",
         judged_with="onnxruntime 1.31.1",
-        cosine_mean=0.99999,
-        cosine_p1=0.9999,
-        cosine_min=0.999,
-        losses=(0.001, 0.0),
-        quality=0.66,
-        drop=-0.0004,
-        batch_invariance=0.9999999,
+        metrics=METRICS,
         checks=(PASSED,),
         engine_digest="sha256:aa",
     )
@@ -67,7 +68,7 @@ def model() -> ReportModel:
         "reason": FAILED.why,
         "remedy": FAILED.remedy,
         "checks": (FAILED,),
-        "cosine_mean": 0.88,
+        "metrics": {**METRICS, "cosine": {**METRICS["cosine"], "mean": 0.88}},
     }
     skipped = ReportRow(
         row="mini__h100__fp16__tp1",
@@ -211,7 +212,7 @@ def test_a_model_of_which_nothing_was_built_still_has_a_report(model: ReportMode
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.0, "1"), (0.99999999, "0.999999"), (0.85, "0.850000")])
 def test_a_cosine_that_is_not_one_never_reads_as_one(value: float | None, text: str):
-    assert tasks.cosine_text(value) == text
+    assert labels.cosine_text(value) == text
 
 
 @pytest.mark.parametrize(
@@ -230,14 +231,15 @@ def test_sizes_are_in_decimal_units(size: int | None, text: str):
 
 def of_reranker(model: ReportModel) -> ReportModel:
     scored = {
-        "cosine_mean": None,
-        "cosine_p1": None,
-        "cosine_min": None,
-        "kendall_tau": 0.9987,
-        "score_error_mean": 0.0021,
-        "score_error_max": 0.0173,
-        "batch_invariance": 0.0004,
-        "quality": 0.7312,
+        "scores": {
+            "kendall_tau": 0.9987,
+            "mean_abs_error": 0.0021,
+            "max_abs_error": 0.0173,
+            "golden": [1.0, 2.0],
+            "found": [1.001, 2.0],
+        },
+        "batch_invariance": {"max_abs_error": 0.0004},
+        "retrieval": {"ndcg_at_10": 0.7312, "drop": -0.0004},
     }
     labelled = Labelled(
         name="stdlib-docstrings",
@@ -247,7 +249,7 @@ def of_reranker(model: ReportModel) -> ReportModel:
         baseline=0.5801,
         baseline_name="BM25",
     )
-    rows = tuple(each if each.state == "skipped" else replace(each, **scored) for each in model.rows)
+    rows = tuple(each if each.state == "skipped" else replace(each, metrics=scored) for each in model.rows)
     return replace(model, task="rerank", rows=rows, labelled=labelled)
 
 
@@ -256,9 +258,14 @@ def of_clip(model: ReportModel) -> ReportModel:
         Speed(tower="text", items_per_s=4000.0, latency_s=0.0003, throughput_ratio=1.7),
         Speed(tower="image", items_per_s=620.0, latency_s=0.002, throughput_ratio=2.1),
     )
-    seen = {"text_cosine_min": 0.9987, "image_cosine_min": 0.9912, "quality": 0.9481, "drop": 0.0019}
+    seen = {
+        **METRICS,
+        "text_cosine_min": 0.9987,
+        "image_cosine_min": 0.9912,
+        "zero_shot": {"top1": 0.9481, "drop": 0.0019},
+    }
     rows = tuple(
-        each if each.state == "skipped" else replace(each, **seen, speeds=speeds if each.speeds else ())
+        each if each.state == "skipped" else replace(each, metrics=seen, speeds=speeds if each.speeds else ())
         for each in model.rows
     )
     pictures = (

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.errors import ExportError
 from pipelines.onnx_graph import external_data
-from pipelines.recipes import clip_towers, torch_weights, transformer
+from pipelines.recipes import clip_towers, transformer
+from pipelines.recipes.exporter import torch_weights
 from pipelines.store.files import file_digest
 from tests.support.clips import save_clip
 from tests.support.families import write_family

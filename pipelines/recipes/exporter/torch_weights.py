@@ -4,7 +4,7 @@ torch.onnx.export holds a large model up to six times: modules, folded constants
 the parsed graph. Its pass that removes duplicate initializers sees all weights by name before any is copied. Here that
 pass writes large weights to a file instead of returning them. The exported graph then has them as inputs, which
 `restore` replaces by external initializers. The bytes of the exported file are the same
-(tests/pipelines/recipes/test_torch_weights.py).
+(tests/pipelines/recipes/exporter/test_torch_weights.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.errors import ExportError
 from pipelines.onnx_graph import external_data
-from pipelines.recipes.torch_weights import SpilledWeights, spill_weights
+from pipelines.recipes.exporter.torch_weights import SpilledWeights, spill_weights
 
 OPSET = 20
 # protobuf ends at 2 GiB, and so does one file; a larger model has external data.
