@@ -84,40 +84,9 @@ def test_the_task_file_holds_what_the_server_must_know(exported: Mapping[str, Pa
 
 
 @pytest.mark.slow
-def test_the_proof_is_a_part_of_the_golden_outputs_from_the_shortest_to_the_longest(
-    exported: Mapping[str, Path],
-) -> None:
-    golden, proof = (load_golden(exported[name].read_bytes()) for name in ("golden.json", "proof.json"))
-    assert len(proof.texts) == embed.NUM_PROOF_TEXTS
-    index = [golden.texts.index(text) for text in proof.texts]
-    assert np.array_equal(golden.vectors[index], proof.vectors)
-    lengths = [len(text) for text in proof.texts]
-    assert min(lengths) < 60
-    assert max(lengths) > 1000
-
-
-@pytest.mark.slow
 def test_nothing_is_left_in_the_folder_but_the_outputs(exported: Mapping[str, Path]) -> None:
     folder = exported["model.onnx"].parent
     assert sorted(path.name for path in folder.iterdir()) == sorted(exported)
-
-
-@pytest.mark.slow
-def test_a_model_without_a_fast_tokenizer_is_refused(tiny_model: Path, texts_json: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "slow-bert"
-    shutil.copytree(tiny_model, copy)
-    (copy / "tokenizer.json").unlink()
-    model = body()
-    with pytest.raises(ExportError, match=r"tokenizer\.json is missing"):
-        embed.write_files({"model": model}, copy, EXPORT_PARAMS, {"golden": []}, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_tokenizer_that_is_not_whole_in_its_file_is_refused(exported: Mapping[str, Path], tmp_path: Path) -> None:
-    spec = EmbedSpec.load(exported["task.json"].read_bytes())
-    encoder = Encoder(exported["tokenizer.json"].read_bytes(), spec)
-    with pytest.raises(ExportError, match="other tokens than transformers for 'the file'"):
-        embed._check_encoder(encoder, ["the file"], [[1, 2, 3]])
 
 
 def test_a_task_without_a_recipe_is_refused(run_stage: RunStage) -> None:

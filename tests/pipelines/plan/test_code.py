@@ -19,7 +19,9 @@ from tests.support.published import ROOT
 
 OWN = {**STAGES, "judge": "pipelines.gate"}
 # What carries a request and its failure, and what fetches a model: they decide no bytes.
-CARRIERS = {"pipelines.errors", "pipelines.stage", "pipelines.remote"}
+CARRIERS = {"pipelines.errors", "pipelines.stage", "pipelines.remote", "pipelines.tasks"}
+# What a stage finds through the row of its task.
+BY_TASK = {"export": "pipelines.recipes", "quantize": "pipelines.recipes"}
 # Names, types and tables of the server: a stage takes no behaviour from them.
 VALUES = {
     "serving.contract.profile",
@@ -56,6 +58,8 @@ def taken(imports: grimp.ImportGraph, stage: str) -> set[str]:
     """The factory's modules that a stage's code imports, near or far, and what they import of others."""
     own = OWN[stage]
     waiting = [own, *(imports.find_descendants(own) if stage != "texts" else ())]
+    if stage in BY_TASK:
+        waiting += imports.find_descendants(BY_TASK[stage])
     seen = set(waiting)
     while waiting:
         for module in imports.find_modules_directly_imported_by(waiting.pop()):

@@ -16,6 +16,7 @@ import pytest
 from pipelines import stage
 from pipelines.errors import ExportError, GateError
 from pipelines.recipes import clip, clip_towers
+from pipelines.recipes.golden import NUM_PROOF_ITEMS
 from pipelines.stage import StageRequest, StageResult
 from serving.tasks.clip import ClipSpec, Encoder, GoldenClip, load_golden
 from serving.tasks.table import load_spec
@@ -149,7 +150,7 @@ def test_what_ships_as_proof_holds_the_captions_of_its_pictures(exported: Mappin
     captions = json.loads((base / "pictures" / "classes.json").read_bytes())
     labels = [int(path.name) for path in (base / "pictures" / "golden").iterdir()]
     assert {captions[label] for label in labels} <= set(proof.texts)
-    assert len(proof.texts) == clip.NUM_PROOF_TEXTS
+    assert len(proof.texts) == NUM_PROOF_ITEMS
     assert max(len(text) for text in proof.texts) == max(len(text) for text in golden.texts)
     index = [golden.texts.index(text) for text in proof.texts]
     assert np.array_equal(golden.text_vectors[index], proof.text_vectors)

@@ -21,6 +21,7 @@ from pipelines.datasets import rerank as rerank_set
 from pipelines.errors import ExportError, GateError
 from pipelines.gate import judge
 from pipelines.recipes import rerank
+from pipelines.recipes.golden import NUM_PROOF_ITEMS
 from pipelines.stage import StageRequest, StageResult
 from pipelines.tasks.table import TASKS
 from serving.contract.profile import Precision, ShapeRange
@@ -192,7 +193,7 @@ def test_the_proof_ships_short_and_long_pairs_and_proves_the_exported_engine(
     proof = exported.outputs["proof.json"].read_bytes()
     lengths = [item.shape[-1] for item in exported.items]
     shipped = [lengths[exported.golden.pairs.index(pair)] for pair in load_golden(proof).pairs]
-    assert len(shipped) == rerank.NUM_PROOF_PAIRS
+    assert len(shipped) == NUM_PROOF_ITEMS
     assert (min(shipped), max(shipped)) == (min(lengths), max(lengths))
     infer = {"model": lambda inputs: exported.session.run(None, dict(inputs))[0]}
     report = prove.prove(exported.spec, infer, exported.tokenizer, proof, 0.999)
