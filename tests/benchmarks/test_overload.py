@@ -26,8 +26,8 @@ def overloaded(status: list[int], took: list[float]) -> Findings:
 
 
 def test_an_overload_with_quick_refusals_and_full_goodput_passes() -> None:
-    found = overloaded([200] * 10 + [429] * 30, [0.5] * 10 + [0.001] * 30)
-    assert [check.passed for check in found.checks] == [True, True, True, True]
+    findings = overloaded([200] * 10 + [429] * 30, [0.5] * 10 + [0.001] * 30)
+    assert [check.passed for check in findings.checks] == [True, True, True, True]
 
 
 @pytest.mark.parametrize(
