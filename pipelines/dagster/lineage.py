@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pipelines.image.runtime import CONTAINERS
+from pipelines.matrix.values import Model
 from pipelines.plan.code import digest
 from pipelines.plan.graph import Graph, RowPlan, Step
 from pipelines.plan.staleness import REVISION, Cause, Plan
@@ -59,9 +60,7 @@ class Stale:
 def lineage(graph: Graph) -> dict[AssetPartition, Lineage]:
     """Every partition that this graph has steps for, each after those it comes from."""
     lineages: dict[AssetPartition, Lineage] = {}
-    closures: dict[str, frozenset[str]] = {"": frozenset()}  # a step and all it takes from
-    for step in graph.steps.values():
-        closures[step.id] = frozenset({step.id}).union(*(closures[ref.step] for ref in step.inputs.values()))
+    closures = _closures(graph)
 
     def add(asset: str, key: str, step: str, upstream: tuple[AssetPartition, ...]) -> AssetPartition:
         partition = AssetPartition(asset, key)
@@ -85,19 +84,32 @@ def lineage(graph: Graph) -> dict[AssetPartition, Lineage]:
 
     for model in graph.models:
         verdicts = tuple(verdict for plan in graph.of(model) if (verdict := add_row(plan)) is not None)
-        if not verdicts:
-            continue
-        rows = {plan.row.name: {"sku": asdict(plan.row.sku), "refusal": plan.refusal} for plan in graph.of(model)}
-        shipped = AssetPartition("manifest", model.name)
-        packaged = {"rows": rows, "release": model.release, "served_name": model.served_name}
-        lineages[shipped] = _lineage(shipped, "", verdicts, (), packaged)
-        if model.runtimes:
-            image = AssetPartition("image", model.name)
-            contained = {"runtimes": model.runtimes, "containers": runtime_sources(model.runtimes)}
-            lineages[image] = _lineage(image, "", (shipped,), (), contained)
-            shipped = image
-        publication = AssetPartition("publication", model.name)
-        lineages[publication] = _lineage(publication, "", (shipped,), (), {})
+        if verdicts:
+            lineages |= _shipped(graph, model, verdicts)
+    return lineages
+
+
+def _closures(graph: Graph) -> dict[str, frozenset[str]]:
+    """Each step with all it takes from; "" has none."""
+    closures: dict[str, frozenset[str]] = {"": frozenset()}
+    for step in graph.steps.values():
+        closures[step.id] = frozenset({step.id}).union(*(closures[ref.step] for ref in step.inputs.values()))
+    return closures
+
+
+def _shipped(graph: Graph, model: Model, verdicts: tuple[AssetPartition, ...]) -> dict[AssetPartition, Lineage]:
+    """A model's manifest, its image where it has runtimes, and its publication."""
+    rows = {plan.row.name: {"sku": asdict(plan.row.sku), "refusal": plan.refusal} for plan in graph.of(model)}
+    last = AssetPartition("manifest", model.name)
+    packaged = {"rows": rows, "release": model.release, "served_name": model.served_name}
+    lineages = {last: _lineage(last, "", verdicts, (), packaged)}
+    if model.runtimes:
+        image = AssetPartition("image", model.name)
+        contained = {"runtimes": model.runtimes, "containers": runtime_sources(model.runtimes)}
+        lineages[image] = _lineage(image, "", (last,), (), contained)
+        last = image
+    publication = AssetPartition("publication", model.name)
+    lineages[publication] = _lineage(publication, "", (last,), (), {})
     return lineages
 
 

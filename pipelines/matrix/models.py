@@ -13,6 +13,10 @@ from pipelines.matrix.values import Calibration, Golden, Model
 from pipelines.tasks.table import TASKS
 from serving.contract.profile import ShapeRange
 
+_SOURCE_FORMS = {  # scheme -> what follows it, and the whole in words
+    "package": (r"[A-Za-z_]\w*(/[\w-][\w.-]*)*", "package://module/folder, such as package://my_model/model"),
+    "s3": (r"[a-z0-9][a-z0-9.-]+(/[\w.-]+)+", "s3://bucket/prefix, such as s3://models/bge-small"),
+}
 _MOVING_REVISIONS = {"main", "master", "HEAD", "latest"}
 
 
@@ -97,14 +101,15 @@ def source_refusal(source: str, folder: Path) -> str | None:
         if (folder / source).is_dir():
             return None
         return f"there is no folder '{source}' beside this file; give a folder, package://… or hf://org/name@revision"
-    if scheme == "package":
-        good = re.fullmatch(r"[A-Za-z_]\w*(/[\w-][\w.-]*)*", rest, re.ASCII)
-        return None if good else f"{source!r} is not package://module/folder, such as package://my_model/model"
-    if scheme == "s3":
-        good = re.fullmatch(r"[a-z0-9][a-z0-9.-]+(/[\w.-]+)+", rest, re.ASCII)
-        return None if good else f"{source!r} is not s3://bucket/prefix, such as s3://models/bge-small"
+    if scheme in _SOURCE_FORMS:
+        pattern, form = _SOURCE_FORMS[scheme]
+        return None if re.fullmatch(pattern, rest, re.ASCII) else f"{source!r} is not {form}"
     if scheme != "hf":
         return f"the scheme '{scheme}://' is not known; use package://…, hf://org/name@revision, s3://… or a folder"
+    return _hub_refusal(source, rest)
+
+
+def _hub_refusal(source: str, rest: str) -> str | None:
     name, _, revision = rest.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         return f"{source!r} is not hf://org/name@revision; give the organisation and the name"

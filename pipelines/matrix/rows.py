@@ -54,6 +54,13 @@ def _sku(name: str, form: SkuForm, problems: Problems) -> Sku:
         cpu_arch=form.cpu_arch,
         cpu_features=tuple(form.cpu_features or ()),
     )
+    _check_keys(here, form, is_gpu, problems)
+    _check_compiler(here, sku, problems)
+    return sku
+
+
+def _check_keys(here: Place, form: SkuForm, is_gpu: bool, problems: Problems) -> None:
+    """Keys that its kind of hardware lacks or has no use for, and precisions given twice."""
     needed = ("pci_ids", "product", "memory_gib") if is_gpu else ()
     for key in needed:
         if getattr(form, key) is None:
@@ -64,20 +71,23 @@ def _sku(name: str, form: SkuForm, problems: Problems) -> Sku:
             problems.add((*here, key), f"is for a {'CPU' if is_gpu else 'GPU'}; remove it")
     if repeated := repeated_in(form.precisions):
         problems.add((*here, "precisions"), f"{repeated} is listed twice; keep one")
-    if COMPILERS[form.compiler].hardware != sku.kind:
+
+
+def _check_compiler(here: Place, sku: Sku, problems: Problems) -> None:
+    """A compiler of the other kind of hardware or without this target, and precisions that it cannot execute."""
+    if COMPILERS[sku.compiler].hardware != sku.kind:
         usable = join(of_hardware(sku.kind), "or")
-        problems.add((*here, "compiler"), f"'{form.compiler}' has no engines for a {sku.kind.upper()}; use {usable}")
-        return sku
-    if form.compiler == "tensorrt-rtx" and form.compute_capability not in RTX_TARGETS:
+        problems.add((*here, "compiler"), f"'{sku.compiler}' has no engines for a {sku.kind.upper()}; use {usable}")
+        return
+    if sku.compiler == "tensorrt-rtx" and sku.compute_capability not in RTX_TARGETS:
         problems.add(
             (*here, "compiler"),
-            f"tensorrt-rtx cannot target compute capability {form.compute_capability} "
+            f"tensorrt-rtx cannot target compute capability {sku.compute_capability} "
             f"(only {join(RTX_TARGETS)}); use compiler tensorrt, on a worker with this GPU",
         )
-    for precision in form.precisions:
+    for precision in sku.precisions:
         if lack := precision_refusal(precision, sku):
             problems.add((*here, "precisions"), f"{precision} {lack}; remove it")
-    return sku
 
 
 def precision_refusal(precision: Precision, sku: Sku) -> str | None:
