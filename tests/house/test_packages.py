@@ -6,6 +6,7 @@ Each rule is a function from a tree to what breaks it, so that each is also seen
 from __future__ import annotations
 
 import ast
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -21,6 +22,7 @@ TOP = {
 }
 MAX_MODULES = 12  # of a folder, without __init__
 MAX_LINES = 300  # of a module
+MAX_MEDIAN = 110  # lines of a module, __init__ not counted
 
 
 def modules(root: Path) -> dict[Path, str]:
@@ -49,6 +51,12 @@ def giants(root: Path) -> Iterator[str]:
     for path, text in modules(root).items():
         if (num := len(text.splitlines())) > MAX_LINES:
             yield f"{path}: {num} lines; find the second idea in it"
+
+
+def median(root: Path) -> Iterator[str]:
+    lines = [len(text.splitlines()) for path, text in modules(root).items() if path.name != "__init__.py"]
+    if (middle := statistics.median(lines)) > MAX_MEDIAN:
+        yield f"half of the modules have {middle:g} lines or more; split the large ones by their ideas"
 
 
 def unsaid(root: Path) -> Iterator[str]:
@@ -105,7 +113,7 @@ def test_a_circle_is_seen_between_modules_and_between_folders(imports: dict[str,
     assert {"serving.contract", "serving.start"} <= set(cycle(between_folders(back)) or ())
 
 
-@pytest.mark.parametrize("rule", [strays, crowds, giants, unsaid])
+@pytest.mark.parametrize("rule", [strays, crowds, giants, median, unsaid])
 def test_the_two_programs_keep_the_rule(rule: Callable[[Path], Iterator[str]]) -> None:
     assert modules(ROOT)
     assert not list(rule(ROOT))
@@ -124,6 +132,9 @@ def test_each_rule_is_seen_to_fail(tmp_path: Path) -> None:
     assert list(strays(tmp_path)) == ["pipelines/helpers.py: move it into the folder of its idea"]
     assert list(crowds(tmp_path)) == ["pipelines/plan: 13 modules; find the second idea in it"]
     assert list(giants(tmp_path)) == ["pipelines/plan/one_more.py: 301 lines; find the second idea in it"]
+    for n in range(MAX_MODULES):
+        (folder / f"module_{n}.py").write_text("\n" * (MAX_MEDIAN + 1))
+    assert list(median(tmp_path)) == ["half of the modules have 111 lines or more; split the large ones by their ideas"]
     assert sorted(unsaid(tmp_path)) == [
         "pipelines/plan/__init__.py: say in a docstring what belongs in this folder",
         "pipelines: it has no __init__.py that says what belongs in it",
