@@ -60,7 +60,6 @@ def plan(
     """Show every row: built, judged, reused or skipped, why, on which worker, and what it will probably take."""
     from pipelines.build.project import Project
     from pipelines.cli import plan_view
-    from pipelines.cli import progress as console
     from serving.choice import hardware
 
     project = Project.open(matrix, store=store)
@@ -70,7 +69,7 @@ def plan(
     if as_json:
         print(json.dumps(plan_view.as_json(view), indent=2))
     else:
-        plan_view.show(console.screen(), view)
+        plan_view.show(terminal.screen(), view)
     return 0
 
 
@@ -96,15 +95,15 @@ def build(
     """Bring every selected row up to date; write dist/MODEL with manifest, image context, images and report."""
     from pipelines.build.build_matrix import build as build_all
     from pipelines.build.project import Project
-    from pipelines.cli import progress as console
+    from pipelines.cli.progress import BuildProgress, show_result
 
-    screen = console.screen()
+    screen = terminal.screen()
     project = Project.open(matrix, store=store, dist=dist, jobs=jobs)
     _print_notes(project.matrix)
     plan = project.plan(select, remeasure)
-    with console.BuildProgress(screen, total=len(plan.graph.steps)) as progress:
+    with BuildProgress(screen, total=len(plan.graph.steps)) as progress:
         result = build_all(project, plan, with_images=image, base=base, repository=repository, progress=progress)
-    console.show_result(screen, plan.graph, result)
+    show_result(screen, plan.graph, result)
     return result.exit_code
 
 
@@ -141,9 +140,8 @@ def demo(
 ) -> int:
     """Start the built image (or the folder, where no Docker engine answers), ask what its task answers, show it."""
     from pipelines.cli.demo import run_demo
-    from pipelines.cli.progress import screen
 
-    return run_demo(screen(), dist, model_dir, port)
+    return run_demo(terminal.screen(), dist, model_dir, port)
 
 
 # By name: the benchmark measures any server, and nothing of the factory imports it.

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.inspect.text import table
+from pipelines.cli.terminal import print_table
 from pipelines.matrix.compilers import COMPILERS
 from pipelines.plan.estimate import Estimate, Totals, estimates, totals
 from pipelines.plan.graph import Graph, RowPlan
@@ -103,15 +103,14 @@ def show(console: Console, view: View) -> None:
             row.row.name,
             actions[row.row.name],
             worker_of(row),
-            time_of(_seconds(view, row)) if actions[row.row.name] in ("build", "judge") else "",
+            time_of(seconds)
+            if (seconds := _seconds(view, row)) and actions[row.row.name] in ("build", "judge")
+            else "",
             view.refusal(row) or "",
         )
         for row in graph.rows
     ]
-    head, *lines = table([("row", "plan", "worker", "time", ""), *rows])
-    console.print(f"[bold]{head}[/]")
-    for line, cells in zip(lines, rows, strict=True):
-        console.print(f"[{colour[cells[1]]}]{escape(line)}[/]")
+    print_table(console, ("row", "plan", "worker", "time", ""), rows, [colour[action] for action in actions.values()])
     if view.estimates:
         console.print("\n[bold]To build, and why[/]")
         for step_id, guess in view.estimates.items():

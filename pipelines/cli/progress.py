@@ -16,11 +16,6 @@ from pipelines.image.images import describe
 from pipelines.plan.graph import Graph, Step
 
 
-def screen() -> Console:
-    """Where people read. Lines are as long as they are: a terminal wraps them itself, a log must not be wrapped."""
-    return Console(soft_wrap=True, highlight=False)
-
-
 class _StepBar(BarColumn):
     """A bar for the build, whose end is known; none for a running step, whose end is not."""
 
@@ -101,6 +96,6 @@ def show_result(console: Console, graph: Graph, result: BuildResult) -> None:
         for note in model.notes:
             console.print(f"  [yellow]note[/] {escape(note)}")
         for image in model.images:
-            where = "in the Docker engine" if image.loaded else f"only as files: {image.not_loaded_because}"
+            where = "in Docker" if image.loaded else f"only as files: {image.not_loaded_because}"
             console.print(f"  image {escape(describe(image))}\n  {escape(where)}")
         console.print(f"  {model.folder}/report.html")

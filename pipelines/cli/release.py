@@ -69,14 +69,15 @@ def inspect(
     as_json: Json = False,
 ) -> int:
     """Show what is in a release or image without pulling it: profiles, sizes, figures of the gate, images."""
-    from pipelines.inspect import resolve as release_read
-    from pipelines.inspect import text as release_view
-    from pipelines.inspect import verify as release_verify
+    from pipelines.cli.release_view import show_release
+    from pipelines.cli.terminal import screen
+    from pipelines.inspect import resolve, summary
+    from pipelines.inspect.verify import verify as verify_release
 
     if verify:
-        checked = release_verify.verify(reference)
+        checked = verify_release(reference)
         if checked.problems:
-            remedy = "build the model again" if checked.found.folder else "publish it again"
+            remedy = "build the model again" if checked.resolved.folder else "publish it again"
             listed = "\n".join(f"  {problem}" for problem in checked.problems)
             raise PublishError(f"{reference}: is not whole; {remedy}:\n{listed}")
         print(
@@ -84,8 +85,11 @@ def inspect(
             f"{checked.num_images} images whole",
             file=sys.stderr,
         )
-    found = release_read.read(reference)
-    print(json.dumps(release_view.inspect_json(found), indent=2) if as_json else release_view.inspect_text(found))
+    resolved = resolve.read(reference)
+    if as_json:
+        print(json.dumps(summary.as_json(resolved), indent=2))
+    else:
+        show_release(screen(), resolved)
     return 0
 
 
@@ -103,45 +107,49 @@ def explain(
     as_json: Json = False,
 ) -> int:
     """Say which profile a server would choose on a SKU, and why none of the others. Exit code 3: none would run."""
-    from pipelines.inspect import explain as release_explain
-    from pipelines.inspect import resolve as release_read
-    from pipelines.inspect.text import table
+    from pipelines.cli.release_view import show_choices, show_explanation
+    from pipelines.cli.terminal import screen
+    from pipelines.inspect import resolve
+    from pipelines.inspect.explain import explain as explain_sku
+    from pipelines.inspect.explain import features_of
 
-    found = release_read.read(reference)
-    skus = found.release.document.skus
-    features = release_explain.features(skus[cpu]) if cpu is not None and cpu in skus else None
-    if cpu is not None and features is None:
+    resolved = resolve.read(reference)
+    skus = resolved.release.document.skus
+    if cpu is not None and cpu not in skus:
         raise PublishError(f"--cpu {cpu}: the release knows no such SKU; it has {', '.join(skus)}")
-    explained = [
-        release_explain.explain(
-            found.release,
+    explanations = [
+        explain_sku(
+            resolved.release,
             sku,
-            runtime=runtime or found.runtime,
+            runtime=runtime or resolved.runtime,
             num_gpus=gpus,
-            cpu_features=features,
+            cpu_features=features_of(skus[cpu]) if cpu is not None else None,
             driver=driver,
         )
         for sku in ([gpu] if gpu else skus)
     ]
     if as_json:
-        said = [each.json() for each in explained]
-        print(json.dumps(said[0] if gpu else said, indent=2))
+        content = [explanation.json() for explanation in explanations]
+        print(json.dumps(content[0] if gpu else content, indent=2))
     elif gpu:
-        print(explained[0].text())
+        show_explanation(screen(), explanations[0])
     else:
-        rows = [(e.sku, e.runtime, e.summary) for e in explained]
-        print("\n".join(table([("SKU", "image", "chosen profile"), *rows])))
-        print("\nWhy none of the others: enginery explain REFERENCE --gpu SKU")
-    return 0 if all(each.chosen for each in explained) else NONE_RUNS
+        show_choices(screen(), explanations)
+    return 0 if all(explanation.chosen for explanation in explanations) else NONE_RUNS
 
 
 def diff(first: Reference, second: Reference, /, *, as_json: Json = False) -> int:
     """Show what differs between two releases: profiles, digests, figures of the gate, sizes, images."""
-    from pipelines.inspect import diff as release_diff
-    from pipelines.inspect import resolve as release_read
+    from pipelines.cli.release_view import show_diff
+    from pipelines.cli.terminal import screen
+    from pipelines.inspect import resolve
+    from pipelines.inspect.diff import diff as diff_releases
 
-    found = release_diff.diff(release_read.read(first).release, release_read.read(second).release)
-    print(json.dumps(found.json(), indent=2) if as_json else release_diff.diff_text(found))
+    difference = diff_releases(resolve.read(first).release, resolve.read(second).release)
+    if as_json:
+        print(json.dumps(difference.json(), indent=2))
+    else:
+        show_diff(screen(), difference)
     return 0
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.image.package import SHARED
-from pipelines.inspect.text import engine_bytes, megabytes, total_bytes
+from pipelines.inspect.summary import engine_bytes, total_bytes
 from pipelines.release.document import ImageFacts, Published
 from serving.contract.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changed:
+class Change:
     """A profile that both releases have."""
 
     name: str
@@ -40,15 +40,13 @@ class Diff:
     manifests: tuple[str, str]
     added: Mapping[str, int]  # profile -> bytes of its engines
     removed: Mapping[str, str]  # profile -> why, as the second release says
-    changed: tuple[Changed, ...]
+    changed: tuple[Change, ...]
     num_same: int
     versions: Mapping[str, tuple[str | None, str | None]]
     images: Mapping[str, tuple[str | None, str | None]]  # "cpu-slim" -> digests
     total_bytes: tuple[int, int]
     new_bytes: int  # of files that only the second has: what a mirror of the first must fetch
-    left_out: Mapping[str, tuple[str, str]] = field(
-        default_factory=dict
-    )  # rows that ship in neither, with other reasons
+    left_out: Mapping[str, tuple[str, str]]  # rows that ship in neither, with other reasons
 
     @property
     def same(self) -> bool:
@@ -60,7 +58,7 @@ class Diff:
 
 def diff(first: Published, second: Published) -> Diff:
     old, new = ({p.name: p for p in release.manifest.profiles} for release in (first, second))
-    both = [_changed(name, first, second, old[name], new[name]) for name in sorted(old.keys() & new.keys())]
+    both = [_change(name, first, second, old[name], new[name]) for name in sorted(old.keys() & new.keys())]
     before, after = first.document, second.document
     reasons = {row: "; ".join(why) for row, why in after.left_out.items()}
     earlier = {row: "; ".join(why) for row, why in before.left_out.items()}
@@ -85,14 +83,14 @@ def diff(first: Published, second: Published) -> Diff:
     )
 
 
-def _changed(name: str, first: Published, second: Published, old: Profile, new: Profile) -> Changed:
+def _change(name: str, first: Published, second: Published, old: Profile, new: Profile) -> Change:
     bytes_of = [{f.path: f.checksum for f in profile.files} for profile in (old, new)]
     engines = [{path: c for path, c in files.items() if path not in SHARED} for files in bytes_of]
     measured = [
         {check.name: check.value for check in verdict.checks} if (verdict := r.document.verdicts.get(name)) else {}
         for r in (first, second)
     ]
-    return Changed(
+    return Change(
         name=name,
         engine=engines[0] != engines[1],
         shared=tuple(path for path in SHARED if bytes_of[0].get(path) != bytes_of[1].get(path)),
@@ -110,47 +108,3 @@ def _pairs(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[An
 
 def _images(images: tuple[ImageFacts, ...]) -> dict[str, str]:
     return {f"{image.runtime}{'-slim' if image.kind == 'slim' else ''}": image.digest for image in images}
-
-
-def diff_text(found: Diff) -> str:
-    """What `enginery diff` prints: + added, - removed, ~ changed."""
-    (old, new), (first, second) = found.releases, found.digests
-    if found.same:
-        return f"{found.models[0]} {old}: the same release, {first}"
-    lines = [f"{found.models[0]} {old} -> {found.models[1]} {new}", f"  {first}", f"  {second}", ""]
-    lines += [f"+ {name}  {megabytes(size)}" for name, size in found.added.items()]
-    lines += [f"- {name}  {why}" for name, why in found.removed.items()]
-    for change in found.changed:
-        lines.append(f"~ {change.name}")
-        lines += [f"    {line}" for line in _change_lines(change)]
-    lines += [f"~ {name}: {a or 'none'} -> {b or 'none'}" for name, (a, b) in found.versions.items()]
-    lines += [f"~ image {name}: {a or 'none'} -> {b or 'none'}" for name, (a, b) in found.images.items()]
-    lines += [f"~ not shipped {row}: {a} -> {b}" for row, (a, b) in found.left_out.items()]
-    before, after = found.total_bytes
-    lines += [
-        "",
-        f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed, "
-        f"{found.num_same} the same; {megabytes(before)} -> {megabytes(after)}, {megabytes(found.new_bytes)} of it new",
-    ]
-    return "\n".join(lines)
-
-
-def _change_lines(change: Changed) -> list[str]:
-    (old, new), lines = change.engine_bytes, list[str]()
-    if change.engine:
-        size = f"{megabytes(old)} -> {megabytes(new)}" if old != new else f"as large as before ({megabytes(new)})"
-        lines.append(f"engine: other bytes, {size}")
-    lines += [f"{path}: other bytes" for path in change.shared]
-    lines += [f"tag {name}: {a or 'none'} -> {b or 'none'}" for name, (a, b) in change.tags.items()]
-    lines += [f"{name}: {_number(a)} -> {_number(b)}{_by(a, b)}" for name, (a, b) in change.metrics.items()]
-    if change.proof_min_cosine[0] != change.proof_min_cosine[1]:
-        lines.append(f"proof at boot: {change.proof_min_cosine[0]:g} -> {change.proof_min_cosine[1]:g}")
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.6g}"
-
-
-def _by(old: float | None, new: float | None) -> str:
-    return "" if old is None or new is None else f" ({new - old:+.2g})"

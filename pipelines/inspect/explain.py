@@ -1,7 +1,7 @@
 """Say which profile a server on some hardware would choose, and why none of the others: by the server's own functions.
 
 The hardware is a SKU as the release has it from the matrix. What that leaves open (the host's CPU, the driver, how many
-GPUs a container has) is assumed, said, and can be given.
+GPUs a container has) is assumed and shown, and can be given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipelines.image import build
 from pipelines.image.package_file import SkuFacts
 from pipelines.release.document import Published
 from serving.choice import select
-from serving.choice.listing import listing_json, listing_text
+from serving.choice.listing import listing_json
 from serving.choice.select import Decision
 from serving.contract.profile import Gpu, Machine, Profile
 from serving.errors import NoProfile
@@ -54,17 +54,6 @@ class Explanation:
         on_cpu = self.machine.gpus and self.chosen.backend not in select.GPU_BACKENDS
         return self.chosen.name + (" (on the CPU: no engine is for this GPU)" if on_cpu else "")
 
-    def text(self) -> str:
-        choice = f"{self.chosen.name} ({self.chosen.id})" if self.chosen else "none: the server would not start"
-        assumed = [f"image {self.runtime}", f"driver {self.machine.driver_version}"][: 2 if self.machine.gpus else 1]
-        return "\n".join(
-            [
-                f"ON {self.sku} ({', '.join(assumed)})",
-                listing_text(self.decisions, self.machine),
-                f"CHOSEN on {self.sku}: {choice}",
-            ]
-        )
-
     def json(self) -> dict[str, Any]:
         chosen = None if self.chosen is None else {"id": self.chosen.id, "name": self.chosen.name}
         listed = listing_json(self.decisions, self.machine)
@@ -88,15 +77,15 @@ def explain(
     skus = release.document.skus
     if sku not in skus:
         near = get_close_matches(sku, skus, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise PublishError(f"the release knows no SKU {sku!r}{hint} It has: {', '.join(skus) or 'none'}")
+        hint = f"did you mean {' or '.join(near)}? It has" if near else "it has"
+        raise PublishError(f"the release knows no SKU {sku!r}; {hint}: {', '.join(skus) or 'none'}")
     facts = skus[sku]
     name = runtime or runtime_for(release, facts)
     if name not in build.RUNTIMES:
         raise PublishError(f"there is no runtime {name!r}; the runtimes are {', '.join(build.RUNTIMES)}")
     machine = Machine(
         cpu_arch=facts.cpu_arch or "x86_64",
-        cpu_features=cpu_features if cpu_features is not None else features(facts),
+        cpu_features=cpu_features if cpu_features is not None else features_of(facts),
         num_cpus=8,
         memory_bytes=64 * GIB,
         gpus=tuple(_gpu(index, sku, facts) for index in range(num_gpus if facts.kind == "gpu" else 0)),
@@ -114,22 +103,22 @@ def explain(
 
 def runtime_for(release: Published, facts: SkuFacts) -> str:
     """Whose image one would run on a SKU: the one with an engine for it, else the smallest."""
-    there = release.document.runtimes or tuple(
+    runtimes = release.document.runtimes or tuple(
         name for name in build.RUNTIMES if build.offer(release.manifest, name).profiles
     )
-    if not there:
+    if not runtimes:
         raise PublishError(f"{release.document.model} has no profile that any runtime can execute")
-    gpu = [name for name in there if build.RUNTIMES[name][1] & select.GPU_BACKENDS]
+    gpu = [name for name in runtimes if build.RUNTIMES[name][1] & select.GPU_BACKENDS]
     if facts.kind == "cpu":
-        return next((name for name in there if name not in gpu), there[0])
+        return next((name for name in runtimes if name not in gpu), runtimes[0])
     for name in gpu:
         profiles = build.offer(release.manifest, name).profiles
         if any(p.tags.get("compute_capability") == facts.compute_capability for p in profiles):
             return name
-    return (gpu or there)[0]
+    return (gpu or runtimes)[0]
 
 
-def features(facts: SkuFacts) -> frozenset[str]:
+def features_of(facts: SkuFacts) -> frozenset[str]:
     """The instructions of a SKU's CPU, or of the host of a GPU."""
     if facts.kind == "gpu":
         return V3
@@ -139,9 +128,9 @@ def features(facts: SkuFacts) -> frozenset[str]:
 
 def versions(release: Published) -> Mapping[str, str]:
     """What the release's images execute with: backend -> version. Where the release does not say, its engines do."""
-    said = {b: version for b, version in release.document.versions.items() if version != "not installed"}
-    if said:
-        return said
+    recorded = {b: version for b, version in release.document.versions.items() if version != "not installed"}
+    if recorded:
+        return recorded
     profiles: Sequence[Profile] = release.manifest.profiles
     return {p.backend: p.tags.get(select.VERSION_TAGS.get(p.backend, ""), "any") for p in profiles}
 

@@ -37,7 +37,7 @@ _IN_BUCKET = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ResolvedRelease:
     """A release, and what its place says of it."""
 
     reference: str
@@ -49,12 +49,12 @@ class Found:
     folder: bool = False  # the reference is dist/MODEL
 
 
-def read(reference: str) -> Found:
+def read(reference: str) -> ResolvedRelease:
     """The release that a reference names; raises PublishError with every word that helps to find it."""
     if (match := _IN_BUCKET.fullmatch(reference.rstrip("/"))) is not None:
         return _in_bucket(reference, match)
     if "://" not in reference and Path(reference).is_dir():
-        return Found(reference=reference, release=releases.of_folder(Path(reference)), folder=True)
+        return ResolvedRelease(reference=reference, release=releases.of_folder(Path(reference)), folder=True)
     try:
         address = parse(reference)
     except PublishError:
@@ -65,7 +65,7 @@ def read(reference: str) -> Found:
     return _in_registry(reference, Registry(address, token=os.environ.get("ENGINERY_REPOSITORY_TOKEN")))
 
 
-def _in_bucket(reference: str, match: re.Match[str]) -> Found:
+def _in_bucket(reference: str, match: re.Match[str]) -> ResolvedRelease:
     base, model = match["base"], match["model"]
     sources = Sources(token=os.environ.get("ENGINERY_REPOSITORY_TOKEN"))
     try:
@@ -82,11 +82,11 @@ def _in_bucket(reference: str, match: re.Match[str]) -> Found:
     else:
         entries = list(pointer.releases[int(match["back"] or 0) :])
     if not entries:
-        there = "\n".join(f"  @{e.sequence}  {e.release}  {e.published_at}  {e.digest}" for e in pointer.releases[:20])
-        raise PublishError(f"{reference}: there is no such release of {model}; there are:\n{there}")
+        recent = "\n".join(f"  @{e.sequence}  {e.release}  {e.published_at}  {e.digest}" for e in pointer.releases[:20])
+        raise PublishError(f"{reference}: there is no such release of {model}; there are:\n{recent}")
     document = _document(sources, base, entries[0].digest)
     listed = _document(sources, base, json.loads(document)["manifest"])
-    return Found(
+    return ResolvedRelease(
         reference=reference,
         release=releases.load(document, listed, source=reference),
         entry=entries[0],
@@ -97,8 +97,8 @@ def _in_bucket(reference: str, match: re.Match[str]) -> Found:
 
 def _document(sources: Sources, base: str, digest: str) -> bytes:
     data = fetch(sources, base, to_bucket.document_key(digest))
-    if (found := digest_of(data)) != digest:
-        raise PublishError(f"{base}/{to_bucket.document_key(digest)} hashes to {found}; publish this release again")
+    if (actual := digest_of(data)) != digest:
+        raise PublishError(f"{base}/{to_bucket.document_key(digest)} hashes to {actual}; publish this release again")
     return data
 
 
@@ -116,7 +116,7 @@ def fetch(sources: Sources, base: str, key: str) -> bytes:
     return data
 
 
-def _in_registry(reference: str, registry: Registry) -> Found:
+def _in_registry(reference: str, registry: Registry) -> ResolvedRelease:
     address = registry.address
     content = registry.manifest(address.reference)
     if content is None:
@@ -124,7 +124,7 @@ def _in_registry(reference: str, registry: Registry) -> Found:
     described: dict[str, Any] = json.loads(content)
     if described.get("artifactType") == oci_artifact.TYPE:
         release = _titled(registry, described, reference)
-        return Found(reference=reference, release=release, repository=address.uri(address.reference))
+        return ResolvedRelease(reference=reference, release=release, repository=address.uri(address.reference))
     digest = digest_of(content)
     referrer = newest(registry.referrers(digest, REFERRER_TYPE))
     if referrer is None:
@@ -136,7 +136,7 @@ def _in_registry(reference: str, registry: Registry) -> Found:
     if data is None:
         raise PublishError(f"{address.at(referrer['digest'])} is listed beside the image and not there; publish again")
     attached = json.loads(data)
-    return Found(
+    return ResolvedRelease(
         reference=reference,
         release=_titled(registry, attached, reference),
         runtime=attached.get("annotations", {}).get(RUNTIME),

@@ -19,7 +19,7 @@ from blake3 import blake3
 from pipelines.errors import PublishError
 from pipelines.image import build, oci, package
 from pipelines.inspect import resolve
-from pipelines.inspect.resolve import Found
+from pipelines.inspect.resolve import ResolvedRelease
 from pipelines.release import document as releases
 from pipelines.remote import Log
 from pipelines.remote.address import parse
@@ -39,7 +39,7 @@ ATTEMPTS = 3
 class Verified:
     """What was read, and everything that is wrong with it."""
 
-    found: Found
+    resolved: ResolvedRelease
     num_files: int
     size_bytes: int
     num_images: int
@@ -48,9 +48,9 @@ class Verified:
 
 def verify(reference: str, *, log: Log = lambda _: None) -> Verified:
     """Verify every file and image of a release. Raises PublishError where there is none to verify."""
-    found = resolve.read(reference)
-    folder = Path(reference) if found.folder else None
-    repository = found.repository if folder is None else (folder / package.ROOT).absolute().as_uri()
+    resolved = resolve.read(reference)
+    folder = Path(reference) if resolved.folder else None
+    repository = resolved.repository if folder is None else (folder / package.ROOT).absolute().as_uri()
     if repository is None:
         raise PublishError(f"{reference}: only a release in a bucket or under a registry's tag can be verified")
 
@@ -64,10 +64,10 @@ def verify(reference: str, *, log: Log = lambda _: None) -> Verified:
         except Transient as error:
             return str(error)
 
-    files = found.release.files
+    files = resolved.release.files
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         problems = [f"{uri}: {why}" for uri, why in zip(files, pool.map(problem, files.values()), strict=True) if why]
-    images = found.release.document.images if folder or repository.startswith("oci") else ()
+    images = resolved.release.document.images if folder or repository.startswith("oci") else ()
     if folder is not None:
         problems += _beside(folder)
         look: Callable[[str], str | None] = partial(_layout_problem, folder / build.LAYOUT, set())
@@ -80,7 +80,7 @@ def verify(reference: str, *, log: Log = lambda _: None) -> Verified:
         if (why := look(facts.digest)) is not None
     ]
     return Verified(
-        found=found,
+        resolved=resolved,
         num_files=len(files),
         size_bytes=sum(file.size_bytes for file in files.values()),
         num_images=len(images),
@@ -90,13 +90,13 @@ def verify(reference: str, *, log: Log = lambda _: None) -> Verified:
 
 def verify_all(references: Iterable[str], *, log: Log = lambda _: None) -> dict[str, Verified | str]:
     """Verify each, and go on where one cannot be read at all: that is then its reason."""
-    found: dict[str, Verified | str] = {}
+    results: dict[str, Verified | str] = {}
     for reference in references:
         try:
-            found[reference] = verify(reference, log=log)
+            results[reference] = verify(reference, log=log)
         except PublishError as error:
-            found[reference] = str(error)
-    return found
+            results[reference] = str(error)
+    return results
 
 
 def _asked(file: ProfileFile, repository: str) -> str | None:

@@ -250,7 +250,7 @@ def test_verify_looks_at_each_image_of_a_registry(
     publish(folder, f"oci://{registry_host}/team/verified:1.0.0")
     checked = verify.verify(f"oci://{registry_host}/team/verified:1.0.0")
     assert (checked.problems, checked.num_files, checked.num_images) == ((), 6, 2)
-    assert verify.verify(str(folder)) == replace(checked, found=resolve.read(str(folder)))
+    assert verify.verify(str(folder)) == replace(checked, resolved=resolve.read(str(folder)))
     # The same release where only its artifact was copied.
     copied = Registry(parse(f"oci://{registry_host}/team/copied"))
     for _, blob, source in oci_artifact.contents(folder).layers:
