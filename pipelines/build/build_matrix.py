@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.build.build_model import image_or_context, package_model, write_report
-from pipelines.build.executor import Progress, Silent, run
+from pipelines.build.executor import Progress, run
 from pipelines.build.project import Project
 from pipelines.build.result import BuildResult, ModelResult
 from pipelines.errors import EngineryError
@@ -20,7 +20,7 @@ def build(
     progress: Progress | None = None,
 ) -> BuildResult:
     """Bring every row of a plan up to date and write dist/<model> for each of its models."""
-    progress = progress or Silent()
+    progress = progress or Progress()
     with project.store.locked():
         for step_id in sorted(plan.forced):
             project.store.force(plan.graph.steps[step_id].stage, plan.graph.steps[step_id].subject)

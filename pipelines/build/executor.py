@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pipelines.build.process import run_stage
 from pipelines.errors import EngineryError
@@ -40,25 +39,17 @@ class StepResult:
         return self.record is not None and not self.reused
 
 
-class Progress(Protocol):
-    """Who watches a build."""
+class Progress:
+    """Who watches a build; by itself nobody."""
 
-    def started(self, step: Step) -> None: ...
+    def started(self, step: Step) -> None:
+        """A step begins to run."""
 
-    def finished(self, step: Step, result: StepResult) -> None: ...
+    def finished(self, step: Step, result: StepResult) -> None:
+        """A step ran, was reused or cannot run."""
 
     def log(self, message: str) -> None:
-        """What is going on after the steps."""
-
-
-class Silent:
-    """Nobody watches."""
-
-    def started(self, step: Step) -> None: ...
-
-    def finished(self, step: Step, result: StepResult) -> None: ...
-
-    def log(self, message: str) -> None: ...
+        """What goes on after the steps."""
 
 
 def run(
@@ -68,7 +59,7 @@ def run(
 
     shared: other builders work in the same store at the same time; each step is claimed (pipelines.store.claims).
     """
-    progress, schedule = progress or Silent(), Schedule(graph.steps, jobs)
+    progress, schedule = progress or Progress(), Schedule(graph.steps, jobs)
     results: dict[str, StepResult] = {}
     stale: dict[str, Prepared] = {}  # steps that wait for their turn
     running: dict[Future[StepResult], Step] = {}

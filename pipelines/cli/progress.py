@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 
+from pipelines.build import executor
 from pipelines.build.executor import StepResult
 from pipelines.build.result import BuildResult
 from pipelines.cli.plan_view import sharing
@@ -23,7 +24,7 @@ class _StepBar(BarColumn):
         return ProgressBar(total=1, completed=0, width=0) if task.total is None else super().render(task)
 
 
-class BuildProgress:
+class BuildProgress(executor.Progress):
     """Live progress of a build: a bar over all steps, a spinner per running one, a line per finished one."""
 
     def __init__(self, console: Console, total: int) -> None:
