@@ -18,6 +18,7 @@ from pipelines.release.document import Published
 from serving.choice import select
 from serving.choice.listing import listing_json
 from serving.choice.select import Decision
+from serving.choice.wanted import candidates
 from serving.contract.profile import Gpu, Machine, Profile
 from serving.errors import NoProfile
 
@@ -95,7 +96,7 @@ def explain(
     offered = build.offer(release.manifest, name).profiles
     decisions = select.decide(offered, machine)
     try:
-        chosen: Profile | None = select.candidates(decisions, None)[0]
+        chosen: Profile | None = candidates(decisions, None)[0]
     except NoProfile:
         chosen = None
     return Explanation(sku=sku, runtime=name, machine=machine, decisions=decisions, chosen=chosen)

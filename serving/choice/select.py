@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import IntEnum
 
 from serving.choice import gpu_match
 from serving.contract.profile import Machine, Precision, Profile
-from serving.errors import NoProfile, WantedProfileError
 
 BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")  # best first
 GPU_BACKENDS = frozenset({"tensorrt", "tensorrt-rtx"})
@@ -28,7 +26,6 @@ CPU_GENERATION = {
 }
 # Fewer bits first, float before int of one width, fp16 before bf16: NIM's rule.
 PRECISIONS = (Precision.FP8, Precision.INT8, Precision.FP16, Precision.BF16, Precision.FP32)
-MIN_PREFIX = 8  # hex digits of an id that a person may abbreviate to
 
 
 class Fit(IntEnum):
@@ -69,52 +66,6 @@ def rank(decisions: Iterable[Decision]) -> list[Profile]:
     profiles", and our CPU rules; docs/selection.md gives the reasons).
     """
     return [d.profile for d in sorted((d for d in decisions if d.refusal is None), key=_rank_key)]
-
-
-def candidates(decisions: Sequence[Decision], wanted: str | None) -> list[Profile]:
-    """The profiles to try, in order: only the wanted one if a person named it, else all that may run, best first.
-
-    Raises WantedProfileError where the wanted one is unknown, ambiguous or refused; NoProfile where nothing may run.
-    """
-    if wanted is not None:
-        profile = choose([d.profile for d in decisions], wanted)
-        why = next(d.refusal for d in decisions if d.profile == profile)
-        if why is not None:
-            raise WantedProfileError(
-                f"NIM_MODEL_PROFILE={wanted!r} is {profile.id} ({profile.name}), which cannot run here: {why}.\n"
-                "Unset it to let the server choose, or see list-model-profiles."
-            )
-        return [profile]
-    ranked = rank(decisions)
-    if not ranked:
-        raise NoProfile([f"{d.profile.id} ({d.profile.name}): {d.refusal}" for d in decisions])
-    return ranked
-
-
-def choose(profiles: Sequence[Profile], wanted: str) -> Profile:
-    """The profile that a person means, by id, by name, or by a unique prefix of an id; raises WantedProfileError."""
-    exact = [profile for profile in profiles if wanted in (profile.id, profile.name)]
-    found = exact or [p for p in profiles if len(wanted) >= MIN_PREFIX and p.id.startswith(wanted)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = [f"  {p.id} ({p.name})" for p in found]
-        raise WantedProfileError("\n".join([f"Profile {wanted!r} is ambiguous; write more of the id:", *listed]))
-    ids = {text: profile.id for profile in profiles for text in (profile.name, profile.id)}
-    near = {ids[text] for text in get_close_matches(wanted, ids, n=3)} | {
-        i for i in ids.values() if i.startswith(wanted)
-    }
-    listed = [f"  {p.id} ({p.name})" + ("  <- did you mean this?" if p.id in near else "") for p in profiles]
-    short = f" A prefix of an id needs at least {MIN_PREFIX} digits." if len(wanted) < MIN_PREFIX else ""
-    raise WantedProfileError(
-        "\n".join(
-            [
-                f"No matching profile_id or profile description is found in manifest for {wanted!r}.{short}",
-                "All valid profiles:",
-                *listed,
-            ]
-        )
-    )
 
 
 def _decide(profile: Profile, machine: Machine) -> Decision:

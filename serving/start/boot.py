@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from serving.api.state import Service
-from serving.choice import hardware, select
+from serving.choice import hardware, select, wanted
 from serving.choice.listing import startup_lines
 from serving.contract import manifest
-from serving.contract.profile import Machine, Precision, Profile
+from serving.contract.profile import Machine, Profile
 from serving.errors import BackendError, NoProfile, ServingError
 from serving.settings.settings import Settings
 from serving.start.service import load_service
@@ -36,7 +36,10 @@ def start(
     decisions = select.decide(offered.profiles, machine)
     failures: dict[str, str] = {}
     tried: dict[_Attempt, str] = {}  # -> the profile that failed
-    for profile in _preferred(select.candidates(decisions, settings.wanted_profile), settings.precision):
+    ranked = wanted.candidates(decisions, settings.wanted_profile)
+    if settings.precision is not None and all(profile.precision is not settings.precision for profile in ranked):
+        log.warning("No profile that can run here is %s; the choice is made without NIM_PRECISION", settings.precision)
+    for profile in wanted.by_precision(ranked, settings.precision):
         decision = next(d for d in decisions if d.profile.id == profile.id)
         attempt = _attempt(profile, decision.gpus)
         if attempt in tried:  # SKUs of one compute capability share their files
@@ -62,13 +65,6 @@ def start(
     raise NoProfile(
         [f"{d.profile.id} ({d.profile.name}): {d.refusal or failures.get(d.profile.id)}" for d in decisions]
     )
-
-
-def _preferred(ranked: Sequence[Profile], precision: Precision | None) -> list[Profile]:
-    """The same, those of the wanted precision first."""
-    if precision is not None and all(profile.precision is not precision for profile in ranked):
-        log.warning("No profile that can run here is %s; the choice is made without NIM_PRECISION", precision)
-    return sorted(ranked, key=lambda profile: precision is not None and profile.precision is not precision)
 
 
 _Attempt = tuple[str, str, float, tuple[str, ...], tuple[int, ...]]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from serving.choice.select import candidates, decide
+from serving.choice.select import decide
+from serving.choice.wanted import candidates
 from serving.contract import manifest
 from serving.contract.profile import Gpu, Machine, Profile
 from tests.operator.match_profiles import GpuSpec, ModelSpec, OperatorProfile, match_profiles

@@ -7,10 +7,9 @@ from itertools import permutations
 
 import pytest
 
-from serving.choice.select import Decision, Fit, candidates, choose, decide, rank, refusal
+from serving.choice.select import Fit, decide, rank, refusal
 from serving.contract.manifest import profile_id
 from serving.contract.profile import Gpu, Machine, Profile
-from serving.errors import NoProfile, WantedProfileError
 
 GB = 10**9
 
@@ -349,56 +348,3 @@ def test_the_name_decides_between_equals_and_the_id_between_namesakes() -> None:
 
 
 # ---- what a person asks for -----------------------------------------------------------------------------------------
-
-PROFILES = (
-    gpu_profile("mini__l40s__fp16__tp1"),
-    cpu_profile("mini__cpu-bf16__bf16__tp1"),
-    generic("mini__cpu__fp32__tp1"),
-)
-
-
-def test_a_profile_is_chosen_by_id_by_name_and_by_prefix() -> None:
-    for profile in PROFILES:
-        for wanted in (profile.id, profile.name, profile.id[:8]):
-            assert choose(PROFILES, wanted) == profile
-
-
-def test_an_unknown_profile_lists_all_and_marks_the_near() -> None:
-    with pytest.raises(WantedProfileError) as caught:
-        choose(PROFILES, "mini__l40__fp16__tp1")
-    message = str(caught.value)
-    assert "No matching profile_id or profile description is found in manifest" in message
-    assert all(profile.id in message for profile in PROFILES)
-    assert f"{PROFILES[0].id} (mini__l40s__fp16__tp1)  <- did you mean this?" in message
-
-
-def test_a_prefix_that_is_too_short_says_how_long_it_must_be() -> None:
-    with pytest.raises(WantedProfileError, match="at least 8 digits") as caught:
-        choose(PROFILES, PROFILES[1].id[:5])
-    assert f"{PROFILES[1].name})  <- did you mean this?" in str(caught.value)
-
-
-def test_an_ambiguous_prefix_lists_what_it_may_mean() -> None:
-    twins = [replace(PROFILES[0], id="deadbeef" + "0" * 56), replace(PROFILES[1], id="deadbeef" + "1" * 56)]
-    with pytest.raises(WantedProfileError, match="ambiguous; write more of the id") as caught:
-        choose(twins, "deadbeef")
-    assert all(twin.name in str(caught.value) for twin in twins)
-
-
-def test_a_wanted_profile_is_the_only_candidate() -> None:
-    decisions = decide(PROFILES, CPU)
-    assert [p.name for p in candidates(decisions, None)] == ["mini__cpu-bf16__bf16__tp1", "mini__cpu__fp32__tp1"]
-    assert candidates(decisions, "mini__cpu__fp32__tp1") == [PROFILES[2]]
-
-
-def test_a_wanted_profile_that_cannot_run_here_is_refused_with_its_reason() -> None:
-    with pytest.raises(WantedProfileError, match=r"cannot run here: .*no GPU found"):
-        candidates(decide(PROFILES, CPU), "mini__l40s__fp16__tp1")
-
-
-def test_a_machine_that_can_run_nothing_gets_every_reason() -> None:
-    decisions: tuple[Decision, ...] = decide(PROFILES, replace(CPU, runtimes={}))
-    with pytest.raises(NoProfile, match="No compatible profiles found") as caught:
-        candidates(decisions, None)
-    assert len(caught.value.problems) == len(PROFILES)
-    assert all(d.refusal is not None and d.refusal in str(caught.value) for d in decisions)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.choice.listing import listing_json, listing_text, startup_lines
-from serving.choice.select import BACKENDS, Fit, candidates, choose, decide, rank, refusal
+from serving.choice.select import BACKENDS, Fit, decide, rank, refusal
+from serving.choice.wanted import candidates, choose
 from serving.contract.profile import Gpu, Machine, Profile
 from serving.errors import NoProfile, WantedProfileError
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from serving.choice import hardware
-from serving.choice.select import Decision, candidates, decide
+from serving.choice.select import Decision, decide
+from serving.choice.wanted import candidates
 from serving.contract import manifest
 from serving.contract.profile import Gpu, Machine, Profile, ProfileFile
 from serving.errors import NoProfile, WantedProfileError
