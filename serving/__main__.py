@@ -23,17 +23,17 @@ def main(argv: Sequence[str]) -> int:
 
         return cli.main(argv)
     from serving.errors import ServingError
-    from serving.settings import settings
+    from serving.settings.settings import load
     from serving.watch import logs
 
     try:
-        found = settings.load(os.environ)
+        settings = load(os.environ)
     except ServingError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    logs.setup(level=found.log_level, as_json=found.log_json)
+    logs.setup(level=settings.log_level, as_json=settings.log_json)
     log = logging.getLogger(__name__)
-    for note in found.notes:
+    for note in settings.notes:
         log.warning(note)
     # CUDA must number GPUs as NVML does.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -45,18 +45,20 @@ def main(argv: Sequence[str]) -> int:
     from serving.http.server import serve
     from serving.watch.metrics import Metrics
 
-    def load(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
+    def load_service(metrics: Metrics, say: Callable[[str], None]) -> Service[Any]:
         from serving.start import boot  # numpy, tokenizers: imported while the port answers already
 
-        return boot.start(found, metrics, say)
+        return boot.start(settings, metrics, say)
 
     limits = Limits(
-        max_body_bytes=found.max_body_bytes, max_inputs=found.max_inputs, request_timeout_s=found.request_timeout_s
+        max_body_bytes=settings.max_body_bytes,
+        max_inputs=settings.max_inputs,
+        request_timeout_s=settings.request_timeout_s,
     )
     tracing = None
     try:
-        tracing = _tracing(found)
-        running = serve(bind(found.host, found.port), load, limits, tls=_tls(found), tracing=tracing)
+        tracing = _tracing(settings)
+        running = serve(bind(settings.host, settings.port), load_service, limits, tls=_tls(settings), tracing=tracing)
         code: int = uvloop.run(running)
     except ServingError as error:
         log.error("%s", error)
@@ -67,25 +69,27 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _tls(found: Settings) -> Tls | None:
+def _tls(settings: Settings) -> Tls | None:
     """Settings are whole: what a mode needs is there."""
     from serving.http.listen import Tls
 
-    if found.ssl_mode == "DISABLED" or found.ssl_key_path is None or found.ssl_certs_path is None:
+    if settings.ssl_mode == "DISABLED" or settings.ssl_key_path is None or settings.ssl_certs_path is None:
         return None
-    authorities = found.ssl_ca_certs_path if found.ssl_mode == "MTLS" else None
-    return Tls(key=found.ssl_key_path, certificates=found.ssl_certs_path, client_authorities=authorities)
+    authorities = settings.ssl_ca_certs_path if settings.ssl_mode == "MTLS" else None
+    return Tls(key=settings.ssl_key_path, certificates=settings.ssl_certs_path, client_authorities=authorities)
 
 
-def _tracing(found: Settings) -> Tracing | None:
-    if not found.otel:
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.otel:
         return None
     from serving.errors import SettingsError
     from serving.watch.tracing import Tracing
 
     try:
         return Tracing(
-            service_name=found.otel_service_name, exporter=found.otel_traces_exporter, endpoint=found.otel_endpoint
+            service_name=settings.otel_service_name,
+            exporter=settings.otel_traces_exporter,
+            endpoint=settings.otel_endpoint,
         )
     except ValueError as error:
         raise SettingsError("environment", [f"OpenTelemetry refuses one of its variables (OTEL_*): {error}"]) from error

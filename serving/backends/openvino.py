@@ -127,10 +127,10 @@ def _held(engine: bytes) -> NDArray[np.uint8]:
 
 def _requests(compiled: Any) -> queue.SimpleQueue[Any]:
     """As many as it runs at once."""
-    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for _ in range(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))):
-        found.put(compiled.create_infer_request())
-    return found
+        requests.put(compiled.create_infer_request())
+    return requests
 
 
 def _in_thread(work: Callable[[], Any], nice: int) -> Any:

@@ -53,10 +53,10 @@ class EncoderPool(Generic[Encoder]):
     def _serve(self) -> None:
         encoder = self._new_encoder()
         while (job := self._waiting.get()) is not None:
-            told, until = [], time.monotonic() + GROUP_S
+            finished, until = [], time.monotonic() + GROUP_S
             while True:
                 if not job.future.cancelled() and job.run(encoder):
-                    told.append(job)
+                    finished.append(job)
                 if self._waiting.empty() or time.monotonic() > until:
                     break
                 try:
@@ -67,9 +67,9 @@ class EncoderPool(Generic[Encoder]):
                     self._waiting.put(None)
                     break
                 job = following
-            if told:
+            if finished:
                 with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody waiting
-                    job.future.get_loop().call_soon_threadsafe(_give, told)
+                    job.future.get_loop().call_soon_threadsafe(_give, finished)
 
 
 class _Job:

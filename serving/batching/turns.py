@@ -45,10 +45,10 @@ class Turns(Generic[Item]):
 
 def _in_turn(queues: Sequence[Sequence[Entry[Item]]], size: int) -> list[Entry[Item]]:
     """The first of each, then the second of each, and so on, until there are `size` or more."""
-    found: list[Entry[Item]] = []
+    entries: list[Entry[Item]] = []
     depth = 0
-    while queues and len(found) < size:
-        found += [waiting[depth] for waiting in queues]
+    while queues and len(entries) < size:
+        entries += [waiting[depth] for waiting in queues]
         depth += 1
         queues = [waiting for waiting in queues if len(waiting) > depth]
-    return found
+    return entries

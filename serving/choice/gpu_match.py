@@ -104,8 +104,8 @@ def min_vram_gb(profile: Profile) -> float:
 
 def _version(text: str) -> tuple[int, ...] | None:
     parts = text.split(".")
-    known = all(part.isascii() and part.isdecimal() and len(part) <= 9 for part in parts)
-    return tuple(int(part) for part in parts) if known else None
+    is_version = all(part.isascii() and part.isdecimal() and len(part) <= 9 for part in parts)
+    return tuple(int(part) for part in parts) if is_version else None
 
 
 def _number(profile: Profile, tag: str, default: float) -> float:

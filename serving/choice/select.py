@@ -73,15 +73,15 @@ def _decide(profile: Profile, machine: Machine) -> Decision:
     reasons = [*unreadable, *_runtime_refusals(profile, machine), *_cpu_refusals(profile, machine)]
     if unreadable or not _needs_gpu(profile):
         return Decision(profile=profile, refusal="; ".join(reasons) or None, fit=_cpu_fit(profile))
-    found = gpu_match.match(profile, machine)
-    reasons += [reason for reason in (found.refusal, gpu_match.driver_refusal(profile, machine)) if reason]
-    low_memory = bool(found.low_memory) and not reasons
+    match = gpu_match.match(profile, machine)
+    reasons += [reason for reason in (match.refusal, gpu_match.driver_refusal(profile, machine)) if reason]
+    low_memory = bool(match.low_memory) and not reasons
     return Decision(
         profile=profile,
-        refusal="; ".join([*reasons, *([found.low_memory] if found.low_memory else [])]) or None,
+        refusal="; ".join([*reasons, *([match.low_memory] if match.low_memory else [])]) or None,
         low_memory=low_memory,
-        fit=Fit.EXACT_GPU if found.exact else Fit.SAME_CAPABILITY,
-        gpus=() if reasons else found.gpus,
+        fit=Fit.EXACT_GPU if match.exact else Fit.SAME_CAPABILITY,
+        gpus=() if reasons else match.gpus,
     )
 
 

@@ -149,8 +149,8 @@ TABLE = (
 
 def judge(environ: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(notes, problems): which variables are set and ignored, which are set and refused, and why."""
-    said: dict[Fate, list[str]] = {"ignored": [], "refused": []}
-    for variable in (v for v in TABLE if v.fate in said):
+    messages: dict[Fate, list[str]] = {"ignored": [], "refused": []}
+    for variable in (v for v in TABLE if v.fate in messages):
         names = [name for name in variable.names if environ.get(name, "").strip().lower() not in variable.harmless]
-        said[variable.fate] += [f"{name} is {variable.fate}: {variable.means}" for name in names]
-    return tuple(said["ignored"]), tuple(said["refused"])
+        messages[variable.fate] += [f"{name} is {variable.fate}: {variable.means}" for name in names]
+    return tuple(messages["ignored"]), tuple(messages["refused"])

@@ -32,11 +32,11 @@ def is_data_uri(text: str) -> bool:
 
 def parse_data_uri(text: str) -> bytes:
     """ "data:image/png;base64,…" -> the file's bytes. Raises BadImage."""
-    found = _DATA_URI.match(text[:40])
-    if found is None:
+    match = _DATA_URI.match(text[:40])
+    if match is None:
         raise BadImage("only data:image/png;base64,… (or jpeg, webp) is read; addresses are never fetched")
     try:
-        return base64.b64decode(text[found.end() :], validate=True)
+        return base64.b64decode(text[match.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadImage(f"its data is not base64: {error}") from error
 

@@ -62,12 +62,12 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer; route is one of the application's own."""
-        known = self._answers.get((route, status))
-        if known is None:  # finding a child by its labels takes longer than counting
-            known = self.requests.labels(route, str(status)), self.latency.labels(route)
-            self._answers[route, status] = known
-        known[0].inc()
-        known[1].observe(seconds)
+        children = self._answers.get((route, status))
+        if children is None:  # finding a child by its labels takes longer than counting
+            children = self.requests.labels(route, str(status)), self.latency.labels(route)
+            self._answers[route, status] = children
+        children[0].inc()
+        children[1].observe(seconds)
         if status >= 400:
             self.failures.labels(route, str(status)).inc()
 

@@ -15,17 +15,17 @@ class Sources:
     def __init__(self, *, token: str | None = None, environ: Mapping[str, str] | None = None) -> None:
         self._token = token
         self._environ = environ
-        self._made: dict[str, Source] = {}
+        self._sources: dict[str, Source] = {}
 
     def of(self, location: Location) -> Source:
         """The source that reads a location; raises SourceError for a scheme that none reads."""
         scheme = location.scheme
         if scheme not in SCHEMES:
-            known = ", ".join(f"{s}://" for s in SCHEMES)
-            raise SourceError(f"{scheme}:// is not a source that this server reads ({known})")
-        if scheme not in self._made:
-            self._made[scheme] = self._make(scheme)
-        return self._made[scheme]
+            schemes = ", ".join(f"{s}://" for s in SCHEMES)
+            raise SourceError(f"{scheme}:// is not a source that this server reads ({schemes})")
+        if scheme not in self._sources:
+            self._sources[scheme] = self._make(scheme)
+        return self._sources[scheme]
 
     def _make(self, scheme: str) -> Source:
         if scheme == "file":

@@ -50,8 +50,8 @@ class Http:
             error.close()
             if error.code in BUSY:
                 raise Transient(f"the server answers {error.code} {error.reason}") from None
-            said = f"the server answers {error.code} {error.reason}{_REMEDIES.get(error.code, '')}"
-            raise StatusError(said, error.code, dict(error.headers.items())) from None
+            message = f"the server answers {error.code} {error.reason}{_REMEDIES.get(error.code, '')}"
+            raise StatusError(message, error.code, dict(error.headers.items())) from None
         except (OSError, HTTPException) as error:
             raise failure(error) from None
         return answer
@@ -130,8 +130,8 @@ def failure(error: BaseException) -> SourceError:
 
 
 def _whole_size(answer: HTTPResponse) -> int | None:
-    said = answer.headers.get("Content-Length", "")
-    return int(said) if said.isascii() and said.isdecimal() and len(said) < 16 else None
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 16 else None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -52,13 +52,13 @@ def docker_logins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     folder = environ.get("DOCKER_CONFIG") or (f"{environ['HOME']}/.docker" if environ.get("HOME") else "")
     try:
         logins = json.loads(Path(folder, "config.json").read_text("utf-8"))["auths"]
-        found = {}
+        auths = {}
         for host, login in logins.items():
             plain = f"{login.get('username', '')}:{login.get('password', '')}"
             if auth := login.get("auth") or (base64.b64encode(plain.encode()).decode() if plain != ":" else ""):
                 base64.b64decode(auth, validate=True)
-                found[urlsplit(host).netloc or host] = auth
-        return found
+                auths[urlsplit(host).netloc or host] = auth
+        return auths
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, AttributeError, binascii.Error) as error:
@@ -115,13 +115,13 @@ class OciSource:
     def _log_in(self, address: _Address, refused: StatusError) -> str:
         """The header that a registry asks for by WWW-Authenticate; raises SourceError where there is no login."""
         kind, _, rest = _header(refused.headers, "WWW-Authenticate").partition(" ")
-        asked, login = dict(_PARAMETER.findall(rest)), self._logins.get(address.host)
+        challenge, login = dict(_PARAMETER.findall(rest)), self._logins.get(address.host)
         if self._token is not None and _scope(address) not in self._authorizations:
             header = f"Bearer {self._token}"
         elif kind.lower() == "basic" and login:
             header = f"Basic {login}"
-        elif kind.lower() == "bearer" and "realm" in asked:
-            header = f"Bearer {self._ask_token(address, asked, login)}"
+        elif kind.lower() == "bearer" and "realm" in challenge:
+            header = f"Bearer {self._ask_token(address, challenge, login)}"
         else:
             raise refused
         if header == self._authorizations.get(_scope(address)):
@@ -129,18 +129,19 @@ class OciSource:
         self._authorizations[_scope(address)] = header
         return header
 
-    def _ask_token(self, address: _Address, asked: Mapping[str, str], login: str | None) -> str:
-        realm = asked["realm"]
+    def _ask_token(self, address: _Address, challenge: Mapping[str, str], login: str | None) -> str:
+        realm = challenge["realm"]
         if urlsplit(realm).scheme != "https" and not address.plain:
             raise SourceError(f"the registry sends to {realm} for a login, which is not https://")
-        scope = asked.get("scope") or f"repository:{address.repository}:pull"
-        query = urlencode({"service": asked["service"], "scope": scope} if "service" in asked else {"scope": scope})
+        scope = challenge.get("scope") or f"repository:{address.repository}:pull"
+        service = {"service": challenge["service"]} if "service" in challenge else {}
+        query = urlencode(service | {"scope": scope})
         with self._http.get(
             f"{realm}{'&' if '?' in realm else '?'}{query}", {}, f"Basic {login}" if login else None
         ) as answer:
             try:
-                said = json.loads(answer.read(1 << 20))
-                return str(said.get("token") or said["access_token"])
+                body = json.loads(answer.read(1 << 20))
+                return str(body.get("token") or body["access_token"])
             except (OSError, ValueError, KeyError, AttributeError):
                 raise SourceError(f"{realm} gives no token that can be read") from None
 

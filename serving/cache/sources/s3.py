@@ -94,15 +94,15 @@ def _certificates() -> str | None:
         return None
     if bundle := os.environ.get("SSL_CERT_FILE"):
         return bundle
-    found = ssl.get_default_verify_paths().cafile
-    return found or (str(SYSTEM_CERTIFICATES) if SYSTEM_CERTIFICATES.is_file() else None)
+    bundle = ssl.get_default_verify_paths().cafile
+    return bundle or (str(SYSTEM_CERTIFICATES) if SYSTEM_CERTIFICATES.is_file() else None)
 
 
 def _refused(error: ClientError) -> SourceError:
-    said = error.response["Error"]
+    details = error.response["Error"]
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    words = f"the S3 server answers {status} {said.get('Code', '')}: {said.get('Message', '')}".rstrip(": ")
-    if status >= 500 or status == 429 or said.get("Code") in _PASSING:
+    words = f"the S3 server answers {status} {details.get('Code', '')}: {details.get('Message', '')}".rstrip(": ")
+    if status >= 500 or status == 429 or details.get("Code") in _PASSING:
         return Transient(words)
     remedy = {
         403: "; give a key that may read it (AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role)",
