@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,11 +46,7 @@ def start(
             failures[profile.id] = f"it is the engine of {tried[attempt]}, which failed"
             log.info("Skipped profile: %s (%s): %s", profile.id, profile.name, failures[profile.id])
             continue
-        lines = startup_lines(decisions, profile)
-        if failures:  # the rest has been said
-            lines = lines[next(n for n, line in enumerate(lines) if line.startswith("Selected profile:")) :]
-        for line in lines:
-            log.info(line)
+        _log_choice(startup_lines(decisions, profile), again=bool(failures))
         try:
             return load_service(settings, offered, profile, machine, decision.gpus, metrics, phase)
         except Exception as error:  # whatever is wrong with one profile's files, the next may be whole
@@ -65,6 +61,13 @@ def start(
     raise NoProfile(
         [f"{d.profile.id} ({d.profile.name}): {d.refusal or failures.get(d.profile.id)}" for d in decisions]
     )
+
+
+def _log_choice(lines: Sequence[str], *, again: bool) -> None:
+    """Log what was found and chosen; again: only the choice, since the rest was logged before."""
+    first = next(n for n, line in enumerate(lines) if line.startswith("Selected profile:")) if again else 0
+    for line in lines[first:]:
+        log.info(line)
 
 
 _Attempt = tuple[str, str, float, tuple[str, ...], tuple[int, ...]]
