@@ -66,7 +66,7 @@ class Bucket:
                     retries={"mode": "standard", "total_max_attempts": 5},
                     max_pool_connections=32,
                     # Each request is signed over the SHA-256 of its body. Checksums of a newer kind make boto3 send a
-                    # body in a form that other S3 servers refuse (docs/adr/0014-one-s3-client.md).
+                    # body in a form that other S3 servers refuse (docs/adr/0017-one-s3-client.md).
                     s3={"payload_signing_enabled": True},
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
