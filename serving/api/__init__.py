@@ -1,4 +1,4 @@
-"""Routes: requests by NIM's, OpenAI's, Cohere's and TEI's names to a task and back, errors, documents of the API.
+"""The HTTP API by NIM's, OpenAI's, Cohere's and TEI's names: the application, its limits, errors and management routes.
 
-Framing belongs in `http`, the task itself in `tasks`.
+What a task answers is in `routes`, what describes it in `documents`. Framing belongs in `http`.
 """
