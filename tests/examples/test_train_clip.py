@@ -57,7 +57,7 @@ def test_the_same_seed_draws_the_same_pictures(tmp_path: Path):
     sizes = {"golden": 3, "calibration": 2, "test": 4}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         draw().write_pictures(tmp_path / name, seed, sizes)
-    a, b, c = (images.pictures_digest(tmp_path / name) for name in "abc")
+    a, b, c = (images.images_digest(tmp_path / name) for name in "abc")
     assert a == b != c
 
 
