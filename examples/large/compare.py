@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.recipes import transformer
+from pipelines.recipes.pytorch import reproducible
 
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 600
@@ -97,7 +98,7 @@ def original(folder: Path) -> NDArray[np.float32]:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     body, vectors = transformer.Original(folder), []
-    with torch.inference_mode(), transformer.reproducible():
+    with torch.inference_mode(), reproducible():
         for text in TEXTS:
             ids = tokenizer(text, truncation=True)["input_ids"]
             vectors.append(torch.nn.functional.normalize(body.hidden_state(ids).mean(dim=0), dim=0).numpy())

@@ -70,7 +70,7 @@ def main() -> None:
         num_candidates=rerank.NUM_CANDIDATES,
     )
 
-    found = {"BM25": rerank.ndcg_at_10(candidates.found, candidates.relevant).mean()}
+    found = {"BM25": retrieval.ndcg_of_ranking(candidates.ranking, candidates.relevant).mean()}
     found["bi-encoder all-MiniLM-L6-v2"] = ndcg(candidates, bi_encoder(source, tokenizer))
     found["untrained head"] = ndcg(candidates, cross_encoder(model, tokenizer))
     started = time.monotonic()
@@ -151,9 +151,9 @@ def train(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], steps: i
 
 def ndcg(candidates: rerank.Candidates, score: Score) -> float:
     """Mean nDCG@10 of the candidates in the order of their scores."""
-    scores = score(candidates.pairs()).reshape(candidates.found.shape)
-    ranked = rerank.ranked(candidates.found, scores)
-    return float(rerank.ndcg_at_10(ranked, candidates.relevant).mean())
+    scores = score(candidates.pairs()).reshape(candidates.ranking.shape)
+    ranked = rerank.reranked(candidates.ranking, scores)
+    return float(retrieval.ndcg_of_ranking(ranked, candidates.relevant).mean())
 
 
 def cross_encoder(model: Any, tokenizer: Any) -> Score:
